@@ -1,0 +1,46 @@
+# Copyright: Contributors to livestorage.libvirt
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    DOCUMENTATION = r"""
+options:
+  bandwidth:
+    description:
+      - The highest speed of the job, as a size per second such as V(100MiB). V(KiB) and V(K) are 1024 bytes, V(KB) is 1000.
+      - V(0) or leaving it out means no limit.
+      - A job that is adopted keeps the speed that it was started with.
+    type: str
+    version_added: 0.1.0
+  wait:
+    description:
+      - Wait for the job. If V(false), the job is started and returned, and the next run with the same options adopts it.
+    type: bool
+    default: true
+    version_added: 0.1.0
+  wait_timeout:
+    description:
+      - Seconds to wait for the job before O(on_timeout) is done.
+    type: int
+    default: 86400
+    version_added: 0.1.0
+  poll_interval:
+    description:
+      - Seconds between two looks at the job. Its end is noticed at once through libvirt's events. The looks are for events
+        that were missed.
+    type: float
+    default: 1.0
+    version_added: 0.1.0
+  on_timeout:
+    description:
+      - What to do when O(wait_timeout) has passed. The module fails either way, and returns the job.
+      - With V(leave) the job goes on, and the next run with the same options adopts it.
+      - With V(abort) the job is ended, and the guest is as it was before.
+    type: str
+    choices: [leave, abort]
+    default: leave
+    version_added: 0.1.0
+"""

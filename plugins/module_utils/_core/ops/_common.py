@@ -1,0 +1,167 @@
+# Copyright: Contributors to livestorage.libvirt
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What every planner asks first: which guest, which disk, which layer, and is somebody else at work."""
+
+from __future__ import annotations
+
+import re
+from typing import Iterable, Optional, Tuple
+
+from ..chain import normal_path
+from ..errors import Busy, Refused
+from ..model import ACTIVE_COMMIT, Disk, Domain, Observed, Record, Selection
+from ..plan import FORGET, Step, Waiting
+
+_ADDRESS = re.compile(r"^(?P<disk>[^\[\]/]+)\[(?P<index>\d+)\]$")
+
+
+def one_guest(params: dict) -> Selection:
+    return Selection(name=params.get("name"), uuid=params.get("uuid"))
+
+
+def waiting(params: dict) -> Waiting:
+    """The wait options. Raises Refused (code bad_wait) for a deadline or an interval that is not positive."""
+    for option in ("wait_timeout", "poll_interval"):
+        if not params[option] > 0:
+            raise Refused("bad_wait", "The option %s is %s: give a number of seconds above 0." % (option, params[option]))
+    return Waiting(params["wait"], params["wait_timeout"], params["poll_interval"], params["on_timeout"])
+
+
+def the_guest(selection: Selection, seen: Observed) -> Domain:
+    """The one guest of the request. Raises Refused (code no_guest)."""
+    if not seen.domains:
+        who = "name %s" % selection.name if selection.name is not None else "uuid %s" % selection.uuid
+        raise Refused("no_guest", "libvirt knows no guest with the %s: list the guests with disk_chain_info." % who)
+    return seen.domain
+
+
+def running_guest(selection: Selection, seen: Observed) -> Domain:
+    """The one guest, which has to be active. Raises Refused (codes no_guest, not_running)."""
+    domain = the_guest(selection, seen)
+    if not domain.active:
+        raise Refused("not_running", "Guest %s is not running (%s): start it first, live block work needs it." % (domain.name, domain.state))
+    return domain
+
+
+def the_disk(domain: Domain, wanted: str) -> Disk:
+    """A disk by its target (vda) or by its source path. Raises Refused (codes no_disk, ambiguous_disk)."""
+    disk = domain.disk(wanted)
+    if disk is not None:
+        return disk
+    place = ("path", normal_path(wanted))
+    found = [disk for disk in domain.disks if disk.chain.layers and disk.chain.active.place == place]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        targets = ", ".join(disk.target for disk in found)
+        raise Refused("ambiguous_disk", "Guest %s uses %s for the disks %s: name one of these." % (domain.name, wanted, targets))
+    targets = ", ".join(disk.target for disk in domain.disks) or "none"
+    raise Refused("no_disk", "Guest %s has no disk %s: its disks are %s." % (domain.name, wanted, targets))
+
+
+def writable_disk(domain: Domain, disk: Disk, work: str) -> Disk:
+    """Refuses the disks on which live block work is wrong or impossible (code disk_kind), naming the reason."""
+    reasons = (
+        (not disk.chain.layers, "is an empty drive"),
+        (disk.device != "disk", "is a %s" % disk.device),
+        (disk.readonly, "is read-only"),
+        (disk.shareable, "is shareable, so other guests write to the same image"),
+        (disk.transient, "is transient"),
+        (disk.bus == "sd", "is on the sd bus, which QEMU gives no block jobs"),
+        (disk.chain.layers and disk.chain.active.type == "vhostuser", "is served by vhost-user, not by QEMU"),
+    )
+    for wrong, reason in reasons:
+        if wrong:
+            raise Refused("disk_kind", "Disk %s of guest %s %s: %s is not possible, choose another disk." % (disk.target, domain.name, reason, work))
+    return disk
+
+
+def find_layer(domain: Domain, disk: Disk, wanted: str, option: str) -> Optional[int]:
+    """The depth of a layer given as vda[2], as a path or as it is printed; None when it is not in the chain."""
+    match = _ADDRESS.match(wanted)
+    if match:
+        if match.group("disk") != disk.target:
+            raise Refused(
+                "other_disk",
+                "The option %s is %s, an address on another disk than %s of guest %s: use one of %s."
+                % (option, wanted, disk.target, domain.name, addresses(disk)),
+            )
+        index = int(match.group("index"))
+        return next((depth for depth, layer in enumerate(disk.chain.layers) if layer.index == index), None)
+    depth = disk.chain.depth_of(("path", normal_path(wanted)))
+    if depth is not None:
+        return depth
+    return next((depth for depth, layer in enumerate(disk.chain.layers) if str(layer) == wanted), None)
+
+
+def the_layer(domain: Domain, disk: Disk, wanted: str, option: str) -> int:
+    """As ``find_layer``, but a layer that is not there is Refused (code not_in_chain)."""
+    depth = find_layer(domain, disk, wanted, option)
+    if depth is None:
+        raise Refused(
+            "not_in_chain",
+            "The %s %s is not in the chain of disk %s of guest %s, which is %s: name one of its layers."
+            % (option, wanted, disk.target, domain.name, addresses(disk)),
+        )
+    return depth
+
+
+def addresses(disk: Disk) -> str:
+    """The chain for messages: each layer with its address, active first."""
+    return ", ".join(
+        "%s (%s)" % (layer, disk.address(depth) or "depth %d" % depth) for depth, layer in enumerate(disk.chain.layers)
+    )
+
+
+def known_end(domain: Domain, disk: Disk) -> None:
+    """Refuses a chain whose end libvirt does not know (code unknown_end): no prediction could be made."""
+    if disk.chain.ends is None:
+        raise Refused(
+            "unknown_end",
+            "libvirt does not know what follows below %s on disk %s of guest %s: restart the guest so that it probes the chain."
+            % (disk.chain[len(disk.chain) - 1], disk.target, domain.name),
+        )
+
+
+def no_job(domain: Domain, disk: Disk) -> None:
+    """Raises Busy (code foreign_job) while any job runs on the disk, or a mirror is left on it."""
+    if disk.job is None and disk.mirror is None:
+        return
+    where = "disk %s of guest %s" % (disk.target, domain.name)
+    if disk.job is None:  # left by a daemon that was killed during a pivot: QEMU may write to the mirror already
+        raise Busy("foreign_job", "On %s a mirror (%s) is left without a job: find out which image QEMU writes to." % (where, disk.mirror.job))
+    raise Busy(
+        "foreign_job",
+        "%s %s job that this task did not ask for is running on %s: let it end, or end it with virsh blockjob, then run again."
+        % ("An" if disk.job.type == ACTIVE_COMMIT else "A", disk.job.type, where),
+    )
+
+
+def record_for(disk: Disk, job: str, *depths: int) -> Record:
+    """The note that a job of this meaning leaves while it runs; ``depths`` are the layers it is given."""
+    layers = " ".join(str(disk.chain[depth]) for depth in depths)
+    return Record(disk.target, job, layers, ",".join(str(layer.index) for layer in disk.chain.layers))
+
+
+def own_job(domain: Domain, disk: Disk, record: Record) -> bool:
+    """Does the running job have this record's meaning, by the note that was left when it was started?"""
+    return disk.job is not None and disk.job.type == record.job and domain.record(disk.target) == record
+
+
+def leftovers(domain: Domain, disk: Disk) -> Tuple[Step, ...]:
+    """The step that takes away the note of a job that is over: the run that left it was killed, or did not wait."""
+    stale = domain.record(disk.target) is not None and disk.job is None
+    return (Step(FORGET, disk.target),) if stale else ()
+
+
+def snapshot_warnings(domain: Domain, disk: Disk, dropped: Iterable, seen: Observed) -> tuple:
+    """A warning for each tracked snapshot whose files would leave the chain: libvirt can then neither delete nor revert it."""
+    paths = {layer.path for layer in dropped if layer.path}
+    return tuple(
+        "Snapshot %s of guest %s needs %s on disk %s: after this, libvirt can neither delete nor revert it." % (shot.name, domain.name, path, target)
+        for shot in seen.snapshots
+        for target, path in shot.files
+        if target == disk.target and path in paths
+    )

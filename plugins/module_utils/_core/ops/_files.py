@@ -1,0 +1,116 @@
+# Copyright: Contributors to livestorage.libvirt
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Files that a plan creates or removes: what has to be true of them before anything starts."""
+
+from __future__ import annotations
+
+import posixpath
+from typing import Iterable, Tuple
+
+from ..chain import normal_path
+from ..errors import Refused
+from ..model import Disk, Domain, Observed
+from ..plan import DELETE, Step
+
+
+def absolute(path: str, option: str) -> str:
+    """The path without dots and double slashes. Raises Refused (code not_absolute)."""
+    if not path.startswith("/"):
+        raise Refused("not_absolute", "The option %s is %s, a relative path, which QEMU would look for elsewhere: give an absolute path." % (option, path))
+    return normal_path(path)
+
+
+def places_of(path: str, seen: Observed) -> set:
+    """The places that mean this path: as written and with its links resolved."""
+    names = {normal_path(path)}
+    if path in seen.files and seen.files[path].real:
+        names.add(seen.files[path].real)
+    return {("path", name) for name in names}
+
+
+def unused(domain: Domain, disk: Disk, path: str, seen: Observed) -> None:
+    """Refuses a destination that is a layer of any guest's disk (code in_use)."""
+    places = places_of(path, seen)
+    for use in seen.uses:
+        if use.place in places:
+            raise Refused(
+                "in_use",
+                "The destination %s for disk %s of guest %s is a layer of disk %s of guest %s: choose another path."
+                % (path, disk.target, domain.name, use.disk, use.guest),
+            )
+
+
+def new_file(domain: Domain, disk: Disk, path: str, seen: Observed) -> None:
+    """Refuses a destination that exists or that cannot be created (codes in_use, exists, no_parent).
+
+    An empty file counts as absent, as it does for libvirt: it may have been made to preset its owner.
+    """
+    unused(domain, disk, path, seen)
+    file = seen.files.get(path)
+    if file is None:
+        return  # a remote host's files are libvirt's to check
+    where = "The destination %s for disk %s of guest %s" % (path, disk.target, domain.name)
+    if file.parent != "dir":
+        raise Refused("no_parent", "%s is in %s, which is not a directory: create it first." % (where, posixpath.dirname(path)))
+    if file.exists and (file.kind != "file" or file.size):
+        raise Refused("exists", "%s exists already: remove it, choose another path, or set reuse_existing if it was prepared for this." % where)
+
+
+def paths_of_layers(domain: Domain, disk: Disk) -> Tuple[str, ...]:
+    """The paths of all layers that a disk has now, in its mirror, or at its next start."""
+    return tuple(dict.fromkeys(layer.path for chain in _chains(domain, disk) for layer in chain.layers if layer.path))
+
+
+def _chains(domain: Domain, disk: Disk) -> list:
+    """Every chain of a disk of that guest. ``disk`` is the disk as it is now: a prediction has no mirror any more."""
+    found = [one for one in (domain.disk(disk.target), domain.config_disk(disk.target)) if one is not None]
+    return [one.chain for one in found] + ([disk.mirror.chain] if disk.mirror else [])
+
+
+def deletions(domain: Domain, disk: Disk, paths: Iterable[str], after: Domain, seen: Observed, option: str) -> Tuple[Step, ...]:
+    """Steps that remove the files that exist. ``after``: the guest as it will be.
+
+    Raises Refused: a remote host (remote_files), a path that the disk goes on needing (still_in_chain), that another disk
+    uses (in_use), that is not a regular file (not_a_file), or chains that could not be read to the end (unread).
+    """
+    layers = [layer for chain in _chains(after, disk) for layer in chain.layers]
+    needed = {place for layer in layers for place in (places_of(layer.path, seen) if layer.path else ())}
+    needed.update(layer.place for layer in layers)
+    steps = []
+    for path in paths:
+        what = "The option %s for disk %s of guest %s names %s" % (option, disk.target, domain.name, path)
+        if not seen.local:
+            raise Refused("remote_files", "%s, but the files of a remote URI cannot be removed: run this task on the guest's host." % what)
+        if places_of(path, seen) & needed:
+            raise Refused(
+                "still_in_chain",
+                "The option %s names %s, which disk %s of guest %s still needs, now or at its next start: leave it out."
+                % (option, path, disk.target, domain.name),
+            )
+        _unused_elsewhere(domain, disk, path, seen, what)
+        file = seen.files[path]
+        if not file.exists:
+            continue
+        if file.kind != "file":
+            raise Refused("not_a_file", "%s, which is not a regular file: only files are removed, leave it out." % what)
+        if seen.unread:
+            raise Refused(
+                "unread",
+                "%s, but the chain below %s cannot be read, so nobody knows who needs that file: mend it or leave %s empty."
+                % (what, ", ".join(seen.unread), option),
+            )
+        steps.append(Step(DELETE, disk.target, {"path": path, "device": file.device, "inode": file.inode}))
+    return tuple(steps)
+
+
+def _unused_elsewhere(domain: Domain, disk: Disk, path: str, seen: Observed, what: str) -> None:
+    """Refuses a path that another disk uses, or this one at a next start that begins with another image than today's."""
+    config = domain.config_disk(disk.target)
+    same_start = config is None or config.chain.places[:1] == disk.chain.places[:1]
+    places = places_of(path, seen)
+    for use in seen.uses:
+        own = (use.uuid, use.disk) == (domain.uuid, disk.target)
+        if use.place in places and not (own and same_start):
+            raise Refused("in_use", "%s, which disk %s of guest %s uses: leave it out." % (what, use.disk, use.guest))

@@ -1,0 +1,161 @@
+# Copyright: Contributors to livestorage.libvirt
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Planner of block_commit: layers merged backward into one below them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional, Tuple
+
+from ..chain import commit
+from ..errors import Refused
+from ..jobs import COMPLETED, READY
+from ..model import ACTIVE_COMMIT, COMMIT, Disk, Domain, Needs, Observed, Selection, with_chain
+from ..plan import COMMIT as COMMIT_STEP
+from ..plan import PIVOT, WAIT, Plan, Step, Waiting
+from ..sizes import parse_bandwidth
+from . import _common as common
+from . import _files as files
+
+CHANGES = True
+
+
+@dataclass(frozen=True)
+class Request:
+    selection: Selection
+    disk: str
+    top: Optional[str]
+    base: Optional[str]
+    bandwidth: int
+    keep_relative: bool
+    delete_merged: bool
+    waiting: Waiting
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(self.selection, paths_of=self._layers, uses=True, snapshots=True)
+
+    def _layers(self, domain: Domain) -> Tuple[str, ...]:
+        return files.paths_of_layers(domain, common.the_disk(domain, self.disk))
+
+
+def request(params: dict) -> Request:
+    """Module parameters to a Request. Raises Refused for what is wrong in itself."""
+    waiting = common.waiting(params)
+    if params["delete_merged"] and not waiting.wait:
+        raise Refused("delete_needs_wait", "The option delete_merged needs wait: files are only removed after the commit was verified.")
+    return Request(
+        common.one_guest(params),
+        params["disk"],
+        params["top"],
+        params["base"],
+        parse_bandwidth(params["bandwidth"]),
+        params["keep_relative"],
+        params["delete_merged"],
+        waiting,
+    )
+
+
+def plan(wanted: Request, seen: Observed) -> Plan:
+    """The steps of the commit. Raises Refused or Busy, naming the guest, the disk and the layer."""
+    domain = common.running_guest(wanted.selection, seen)
+    disk = common.writable_disk(domain, common.the_disk(domain, wanted.disk), "a commit")
+    common.known_end(domain, disk)
+    if _already(wanted, domain, disk):
+        return Plan((domain,), (domain,), common.leftovers(domain, disk))
+    top, base = _range(wanted, domain, disk)
+    after = with_chain(domain, disk.target, commit(disk.chain, top, base))
+    merged = disk.chain.layers[top:base]
+    steps = _job_steps(wanted, domain, disk, top, base)
+    _base_is_ours(domain, disk, base, seen)
+    removals: Tuple[Step, ...] = ()
+    if wanted.delete_merged:
+        paths = tuple(layer.path for layer in merged if layer.path)
+        removals = files.deletions(domain, disk, paths, after, seen, "delete_merged")
+    return Plan(
+        (domain,),
+        (after,),
+        steps + removals,
+        fence=len(steps) - 1 if wanted.waiting.wait else None,
+        spoils=tuple(str(layer) for layer in disk.chain.layers[top + 1 : base + 1]),
+        warnings=common.snapshot_warnings(domain, disk, merged, seen),
+        settles=wanted.waiting.wait,
+    )
+
+
+def _already(wanted: Request, domain: Domain, disk: Disk) -> bool:
+    """A named top that is gone while its named base is there has been merged."""
+    if wanted.top is None or wanted.base is None:
+        return False
+    top = common.find_layer(domain, disk, wanted.top, "top")
+    return top is None and common.find_layer(domain, disk, wanted.base, "base") is not None
+
+
+def _range(wanted: Request, domain: Domain, disk: Disk) -> Tuple[int, int]:
+    top = 0 if wanted.top is None else common.the_layer(domain, disk, wanted.top, "top")
+    if wanted.base is None:
+        base = top + 1
+        if base == len(disk.chain):
+            raise Refused(
+                "nothing_below",
+                "Nothing lies below %s on disk %s of guest %s, so there is no layer to merge it into: the chain is %s."
+                % (disk.chain[top], disk.target, domain.name, common.addresses(disk)),
+            )
+        return top, base
+    base = common.the_layer(domain, disk, wanted.base, "base")
+    if base <= top:
+        raise Refused(
+            "base_not_below",
+            "The base %s is not below the top %s on disk %s of guest %s: swap them, the chain is %s."
+            % (disk.chain[base], disk.chain[top], disk.target, domain.name, common.addresses(disk)),
+        )
+    return top, base
+
+
+def _base_is_ours(domain: Domain, disk: Disk, base: int, seen: Observed) -> None:
+    """A base that another disk needs must not be written to."""
+    path = disk.chain[base].path
+    places = {disk.chain[base].place} | (files.places_of(path, seen) if path else set())
+    for use in seen.uses:
+        if use.place in places and (use.uuid, use.disk) != (domain.uuid, disk.target):
+            raise Refused(
+                "base_shared",
+                "The base %s of disk %s of guest %s is also a layer of disk %s of guest %s, which a commit would corrupt: choose a base above it."
+                % (disk.chain[base], disk.target, domain.name, use.disk, use.guest),
+            )
+
+
+def _job_steps(wanted: Request, domain: Domain, disk: Disk, top: int, base: int) -> Tuple[Step, ...]:
+    job = COMMIT if top else ACTIVE_COMMIT
+    adopted = _adopted(domain, disk, top, base)
+    start: Tuple[Step, ...] = ()
+    if not adopted:
+        common.no_job(domain, disk)
+        detail = {
+            "job": job,
+            "top": disk.address(top) if top else None,
+            "base": disk.address(base),
+            "bandwidth": wanted.bandwidth,
+            "keep_relative": wanted.keep_relative,
+            "record": None if job == ACTIVE_COMMIT else common.record_for(disk, job, top, base),
+        }
+        start = (Step(COMMIT_STEP, disk.target, detail),)
+    if not wanted.waiting.wait:
+        return start
+    until = COMPLETED if top else READY
+    wait = (Step(WAIT, disk.target, dict(wanted.waiting.detail(), job=job, until=until)),)
+    pivot = () if top else (Step(PIVOT, disk.target, wanted.waiting.detail()),)
+    ready = adopted and disk.mirror is not None and disk.mirror.ready == "yes"
+    return start + (() if ready else wait) + pivot
+
+
+def _adopted(domain: Domain, disk: Disk, top: int, base: int) -> bool:
+    """An active commit shows its base as its mirror; a commit further down is known by its record."""
+    if disk.job is None:
+        return False
+    if top == 0:
+        mirror = disk.mirror
+        return mirror is not None and mirror.job == ACTIVE_COMMIT and mirror.chain.places[:1] == (disk.chain[base].place,)
+    return common.own_job(domain, disk, common.record_for(disk, COMMIT, top, base))

@@ -1,0 +1,62 @@
+# Copyright: Contributors to livestorage.libvirt
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A plan: what is, what will be, and the steps between, with the point of no return named.
+
+The law: a plan is complete before anything is done. Check mode shows it, the real run carries out the same one,
+and a fresh look has to agree with ``after``. No steps means that everything already is as asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Mapping, Optional, Tuple
+
+from .model import Domain
+
+SNAPSHOT, PULL, COMMIT, WAIT, PIVOT, DELETE, FORGET = "snapshot", "pull", "commit", "wait", "pivot", "delete", "forget"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call to the host. ``action`` is one of the words above, ``detail`` what that action needs (see ``_edge/host.py``)."""
+
+    action: str
+    disk: Optional[str] = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``fence``: the position in ``steps`` after which undo would be a lie (None: all can be undone).
+
+    ``spoils``: layers whose content is harmed even if the chain's shape comes back. ``settles`` is False where the
+    run does not wait for its job: then ``after`` is where the guest is going, and the look afterwards may still see the job.
+    """
+
+    before: Tuple[Domain, ...]
+    after: Tuple[Domain, ...]
+    steps: Tuple[Step, ...] = ()
+    fence: Optional[int] = None
+    spoils: Tuple[str, ...] = ()
+    warnings: Tuple[str, ...] = ()
+    settles: bool = True
+
+    @property
+    def changes(self) -> bool:
+        """Does it change the guest? Taking away a note that a killed run left behind does not count."""
+        return any(step.action != FORGET for step in self.steps)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """How a job is waited for. ``timeout`` and ``poll_interval`` in seconds; ``on_timeout`` is leave or abort."""
+
+    wait: bool = True
+    timeout: float = 86400
+    poll_interval: float = 1.0
+    on_timeout: str = "leave"
+
+    def detail(self) -> dict:
+        return {"timeout": self.timeout, "poll_interval": self.poll_interval, "on_timeout": self.on_timeout}

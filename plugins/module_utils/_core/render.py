@@ -1,0 +1,127 @@
+# Copyright: Contributors to livestorage.libvirt
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Values to what a module returns: plain data for machines, and readable lines for --diff.
+
+The law: the same keys on success, in check mode and on failure; no XML.
+"""
+
+from __future__ import annotations
+
+from typing import Iterable, List, Optional, Sequence
+
+from .chain import Chain
+from .model import Disk, Domain, Job, Mirror
+from .plan import COMMIT, DELETE, PIVOT, PULL, SNAPSHOT, WAIT, Plan, Step
+
+
+def domains_result(domains: Iterable[Domain]) -> List[dict]:
+    return [domain_result(domain) for domain in domains]
+
+
+def domain_result(domain: Domain) -> dict:
+    return {
+        "name": domain.name,
+        "uuid": domain.uuid,
+        "active": domain.active,
+        "persistent": domain.persistent,
+        "state": domain.state,
+        "disks": [disk_result(disk) for disk in domain.disks],
+    }
+
+
+def disk_result(disk: Disk) -> dict:
+    return {
+        "disk": disk.target,
+        "device": disk.device,
+        "bus": disk.bus,
+        "readonly": disk.readonly,
+        "shareable": disk.shareable,
+        "transient": disk.transient,
+        "chain": chain_result(disk.target, disk.chain, disk.readonly),
+        "job": job_result(disk.job),
+        "mirror": mirror_result(disk.target, disk.mirror),
+    }
+
+
+def chain_result(target: str, chain: Chain, readonly: bool = False) -> List[dict]:
+    return [
+        {
+            "depth": depth,
+            "index": layer.index,
+            "address": None if layer.index is None else "%s[%d]" % (target, layer.index),
+            "parent": depth - 1 if depth else None,
+            "type": layer.type,
+            "protocol": layer.protocol,
+            "path": layer.path,
+            "name": layer.name,
+            "host": [dict(host) for host in layer.hosts],
+            "format": layer.format,
+            "terminated": chain.terminated(depth),
+            "readonly": readonly or depth > 0,
+        }
+        for depth, layer in enumerate(chain.layers)
+    ]
+
+
+def job_result(job: Optional[Job]) -> Optional[dict]:
+    if job is None:
+        return None
+    percent = round(100.0 * job.cur / job.end, 1) if job.end else 0.0
+    return {"type": job.type, "cur": job.cur, "end": job.end, "percent": percent, "ready": job.ready, "bandwidth": job.bandwidth}
+
+
+def mirror_result(target: str, mirror: Optional[Mirror]) -> Optional[dict]:
+    if mirror is None:
+        return None
+    return {"job": mirror.job, "ready": mirror.ready, "chain": chain_result(target, mirror.chain)}
+
+
+def steps_result(plan: Plan, done: Sequence[Step]) -> List[dict]:
+    """The steps of a plan: what each does, whether undo ends with it (the fence), and whether it was begun."""
+    return [
+        {"action": step.action, "disk": step.disk, "does": _sentence(step), "fence": position == plan.fence, "begun": position < len(done)}
+        for position, step in enumerate(plan.steps)
+    ]
+
+
+def _sentence(step: Step) -> str:
+    detail = step.detail
+    if step.action == SNAPSHOT:
+        return "put an overlay on %s" % ", ".join("%s: %s" % (target, layer) for target, layer in detail["overlays"])
+    if step.action == PULL:
+        return "pull %s down to %s" % (step.disk, detail["base"] or "nothing (flatten)")
+    if step.action == COMMIT:
+        return "merge %s into %s" % (detail["top"] or step.disk, detail["base"])
+    if step.action == WAIT:
+        return "wait until the %s job is %s" % (detail["job"], detail["until"])
+    if step.action == PIVOT:
+        return "pivot %s" % step.disk
+    if step.action == DELETE:
+        return "remove %s" % detail["path"]
+    return "take away the note of an earlier run about %s" % step.disk
+
+
+def diff_text(domains: Iterable[Domain]) -> str:
+    """The chains of all disks, a line a layer, active layer first."""
+    lines = []
+    for domain in domains:
+        for disk in domain.disks:
+            lines.append("guest %s, disk %s" % (domain.name, disk.target))
+            lines.extend(chain_lines(disk.chain))
+    return "".join(line + "\n" for line in lines)
+
+
+def chain_lines(chain: Chain) -> List[str]:
+    """One line a layer and one for the end, without depths or indexes: a layer that stays keeps its line."""
+    lines = ["  %s (%s, %s)" % (layer, layer.type, layer.format or "format unknown") for layer in chain.layers]
+    if not lines:
+        return ["  empty"]
+    return lines + ["  the chain ends here" if chain.ends else "  what follows is not known"]
+
+
+def chain_text(chain: Chain) -> str:
+    """The chain in one line, for messages: base first, so that the arrows point at what is built on."""
+    text = " <- ".join(str(layer) for layer in reversed(chain.layers)) or "empty"
+    return text if chain.ends or not chain.layers else "(not known) <- " + text

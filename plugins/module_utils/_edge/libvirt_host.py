@@ -1,0 +1,246 @@
+# Copyright: Contributors to livestorage.libvirt
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The only place that imports libvirt: a connection, looks, and calls whose errors are ours.
+
+Nothing is decided here. The binding is imported lazily by name so that the pipeline can say which package is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from dataclasses import replace
+from typing import Iterable, Iterator, List, Optional
+from urllib.parse import urlsplit
+
+from .._core.domain_xml import RECORD_PREFIX, RECORD_URI, parse_domain, parse_snapshot, record_xml
+from .._core.errors import Busy, CallFailed, Unavailable
+from .._core.model import ACTIVE_COMMIT, BACKUP, COMMIT, COPY, PULL, Domain, Job, Record, Selection, Snapshot
+from .libvirt_events import Events, start_loop
+
+try:
+    import libvirt
+except ImportError:
+    libvirt = None
+
+_JOB_TYPES = {1: PULL, 2: COPY, 3: COMMIT, 4: ACTIVE_COMMIT, 5: BACKUP}
+# community.libvirt's words for virDomainState: nostate, running, blocked, paused, shutdown, shutoff, crashed, pmsuspended.
+_STATES = ("running", "running", "running", "paused", "shutdown", "shutdown", "crashed", "paused")
+
+
+def is_local(uri: str) -> bool:
+    """Are the files of this URI's hypervisor the files of this host?"""
+    return not urlsplit(uri).netloc
+
+
+class Connection:
+    """One connection to libvirt. Raises Unavailable when the daemon or the permission is missing."""
+
+    def __init__(self, uri: str, with_events: bool):
+        libvirt.registerErrorHandler(_silent, None)
+        if with_events:
+            start_loop(libvirt)
+        self.uri = uri
+        self._with_events = with_events
+        self._open()
+
+    def _open(self) -> None:
+        try:
+            self._libvirt = libvirt.open(self.uri)
+        except libvirt.libvirtError as error:
+            code = "permission" if error.get_error_code() in _denied() else "no_daemon"
+            what = "refused this user" if code == "permission" else "does not answer"
+            advice = "use become or polkit" if code == "permission" else "start its daemon or correct uri"
+            raise Unavailable(code, "libvirt at %s %s (%s): %s." % (self.uri, what, error, advice)) from error
+        self.events = Events(libvirt, self._libvirt) if self._with_events else None
+
+    def reopen(self, deadline: float, pause: float = 0.2) -> None:
+        """A new connection after the old one broke, tried until ``deadline`` (monotonic seconds). Raises Unavailable."""
+        while True:
+            try:
+                self._open()
+                return
+            except Unavailable:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(pause)
+
+    @property
+    def alive(self) -> bool:
+        try:
+            return bool(self._libvirt.isAlive())
+        except libvirt.libvirtError:
+            return False
+
+    def close(self) -> None:
+        with contextlib.suppress(libvirt.libvirtError):
+            self._libvirt.close()
+
+    def versions(self) -> tuple:
+        """(libvirt, QEMU) as numbers: major * 1000000 + minor * 1000 + release; 0 where the driver does not say."""
+        with self.calling("read the versions of %s" % self.uri):
+            try:
+                return self._libvirt.getLibVersion(), self._libvirt.getVersion()
+            except libvirt.libvirtError:
+                return self._libvirt.getLibVersion(), 0
+
+    @contextlib.contextmanager
+    def calling(self, doing: str) -> Iterator[None]:
+        """libvirtError to CallFailed, Busy or Unavailable with one sentence: could not ``doing``."""
+        try:
+            yield
+        except libvirt.libvirtError as error:
+            raise self._translated(error, doing) from error
+
+    def _translated(self, error, doing: str):
+        number = error.get_error_code()
+        facts = {"libvirt_code": number}
+        if number in _denied():
+            return Unavailable("permission", "libvirt at %s does not let this user %s (%s)." % (self.uri, doing, error), **facts)
+        if not self.alive:
+            return Unavailable("connection_lost", "The connection to libvirt at %s broke; could not %s (%s)." % (self.uri, doing, error), **facts)
+        if number == libvirt.VIR_ERR_BLOCK_COPY_ACTIVE:
+            return Busy("foreign_job", "libvirt could not %s, because a block job is active (%s)." % (doing, error), **facts)
+        return CallFailed("libvirt_error", "libvirt could not %s: %s." % (doing, str(error).rstrip(".")), **facts)
+
+    # Looks
+
+    def select(self, selection: Selection) -> List:
+        """The libvirt handles of the guests that a selection means, by name; a guest that vanishes meanwhile is left out."""
+        with self.calling("list the guests"):
+            if selection.single:
+                handle = self.handle(selection)
+                return [] if handle is None else [handle]
+            found = self._libvirt.listAllDomains(0)
+        names = [(handle.name(), handle) for handle in found]
+        if selection.names is not None:
+            names = [pair for pair in names if pair[0] in selection.names]
+        if selection.pattern is not None:
+            names = [pair for pair in names if re.search(selection.pattern, pair[0])]
+        return [handle for dummy, handle in sorted(names, key=lambda pair: pair[0])]
+
+    def handle(self, selection: Selection):
+        """The handle of one guest by name or uuid, or None."""
+        try:
+            if selection.uuid is not None:
+                return self._libvirt.lookupByUUIDString(selection.uuid)
+            return self._libvirt.lookupByName(selection.name)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_INVALID_ARG):
+                return None
+            raise self._translated(error, "look up the guest") from error
+
+    def read(self, handle, with_config: bool, with_jobs: bool = True, with_capacities: bool = False) -> Optional[Domain]:
+        """One guest as it is now, or None when it vanished. One XML, a second one only ``with_config``."""
+        try:
+            state = _STATES[handle.state()[0]]
+            xml = handle.XMLDesc(0)
+            active, persistent = bool(handle.isActive()), bool(handle.isPersistent())
+            config = handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) if with_config and active and persistent else None
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                return None
+            raise self._translated(error, "read the guest %s" % handle.name()) from error
+        domain = parse_domain(xml, active, state, persistent, config)
+        if not active or not with_jobs:
+            return domain
+        return replace(domain, disks=tuple(self._with_job(handle, disk, with_capacities) for disk in domain.disks))
+
+    def _with_job(self, handle, disk, with_capacity: bool):
+        if not disk.chain.layers:
+            return disk
+        disk = replace(disk, job=self.job(handle, disk.target, disk.mirror))
+        if not with_capacity:
+            return disk
+        with self.calling("read the size of disk %s of guest %s" % (disk.target, handle.name())):
+            return replace(disk, capacity=handle.blockInfo(disk.target)[0])
+
+    def job(self, handle, target: str, mirror=None) -> Optional[Job]:
+        """The block job of a disk, None where there is none. A guest that stopped meanwhile has none either."""
+        try:
+            facts = handle.blockJobInfo(target, libvirt.VIR_DOMAIN_BLOCK_JOB_INFO_BANDWIDTH_BYTES)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
+                return None
+            raise self._translated(error, "read the job of disk %s of guest %s" % (target, handle.name())) from error
+        if not facts:
+            return None
+        ready = mirror is not None and mirror.ready == "yes"
+        return Job(_JOB_TYPES.get(facts["type"], "unknown"), facts["cur"], facts["end"], facts["bandwidth"], ready)
+
+    def snapshots(self, handle) -> Iterable[Snapshot]:
+        with self.calling("list the snapshots of guest %s" % handle.name()):
+            return tuple(parse_snapshot(one.getXMLDesc(0)) for one in handle.listAllSnapshots(0))
+
+    # Calls
+
+    def snapshot(self, handle, xml: str, metadata: bool, reuse: bool) -> None:
+        """One transaction over all disks of the XML."""
+        flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+        flags |= 0 if metadata else libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+        flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT if reuse else 0
+        with self.calling("take the snapshot of guest %s" % handle.name()):
+            handle.snapshotCreateXML(xml, flags)
+
+    def forget_snapshot(self, handle, name: str) -> None:
+        """Drop libvirt's metadata of a snapshot; its files stay."""
+        with self.calling("forget the snapshot %s of guest %s" % (name, handle.name())):
+            found = [one for one in handle.listAllSnapshots(0) if one.getName() == name]
+            for one in found:
+                one.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+
+    def pull(self, handle, target: str, base: Optional[str], bandwidth: int, relative: bool) -> None:
+        """``bandwidth`` in bytes per second. The BYTES bit of a pull is 1 << 6, not that of a commit."""
+        flags = libvirt.VIR_DOMAIN_BLOCK_REBASE_BANDWIDTH_BYTES
+        flags |= libvirt.VIR_DOMAIN_BLOCK_REBASE_RELATIVE if relative else 0
+        with self.calling("start the pull on disk %s of guest %s" % (target, handle.name())):
+            handle.blockRebase(target, base, bandwidth, flags)
+
+    def commit(self, handle, target: str, top: Optional[str], base: str, bandwidth: int, active: bool, relative: bool) -> None:
+        """``bandwidth`` in bytes per second. The BYTES bit of a commit is 1 << 4."""
+        flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES
+        flags |= libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE if active else 0
+        flags |= libvirt.VIR_DOMAIN_BLOCK_COMMIT_RELATIVE if relative else 0
+        with self.calling("start the commit on disk %s of guest %s" % (target, handle.name())):
+            handle.blockCommit(target, base, top, bandwidth, flags)
+
+    def abort(self, handle, target: str) -> None:
+        """End a job and wait for its end. A job that is gone already (error 8) is no error here."""
+        self._end(handle, target, 0, "end the job")
+
+    def pivot(self, handle, target: str) -> None:
+        self._end(handle, target, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT, "pivot")
+
+    def _end(self, handle, target: str, flags: int, doing: str) -> None:
+        with self.calling("%s on disk %s of guest %s" % (doing, target, handle.name())):
+            try:
+                handle.blockJobAbort(target, flags)
+            except libvirt.libvirtError as error:
+                if flags or error.get_error_code() != libvirt.VIR_ERR_INVALID_ARG:
+                    raise
+
+    def write_record(self, handle, record: Record) -> None:
+        """Leave a note in the guest's live metadata (gone with the guest's process, as the job is)."""
+        self._metadata(handle, record.disk, record_xml(record))
+
+    def clear_record(self, handle, target: str) -> None:
+        """Take the note away; that there is none is no error."""
+        with contextlib.suppress(CallFailed):
+            self._metadata(handle, target, None)
+
+    def _metadata(self, handle, target: str, xml: Optional[str]) -> None:
+        with self.calling("note the job on disk %s in the metadata of guest %s" % (target, handle.name())):
+            handle.setMetadata(
+                libvirt.VIR_DOMAIN_METADATA_ELEMENT, xml, RECORD_PREFIX, RECORD_URI % target, libvirt.VIR_DOMAIN_AFFECT_LIVE
+            )
+
+
+def _silent(context, error) -> None:
+    """libvirt prints to stderr unless it is told not to; every error is raised as well."""
+
+
+def _denied() -> tuple:
+    return (libvirt.VIR_ERR_OPERATION_DENIED, libvirt.VIR_ERR_AUTH_FAILED, libvirt.VIR_ERR_AUTH_CANCELLED, libvirt.VIR_ERR_ACCESS_DENIED)

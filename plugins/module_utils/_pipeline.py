@@ -1,0 +1,221 @@
+# Copyright: Contributors to livestorage.libvirt
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The one path of every module: look, decide, show or do, look again, and undo what failed.
+
+The only file that knows AnsibleModule and both sides. The first error is the one reported; whatever cleaning up adds
+is told beside it. What is past the plan's fence is never undone, and nothing is removed before the look that proves
+the fence was rightly crossed.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+
+from ansible.module_utils.basic import missing_required_lib
+
+from ._core import domain_xml
+from ._core.errors import JobFailed, LiveStorageError, Moved, VerifyFailed
+from ._core.plan import DELETE, Plan
+from ._core.render import diff_text, domains_result, job_result, steps_result
+from ._core.verify import mismatches, same_as_before
+from ._edge import libvirt_host
+from ._edge.host import Host
+
+LOOKS = 3  # a job may end between two looks: then the plan is made anew, nothing having been done yet
+PACKAGES = (("libvirt", "python3-libvirt", libvirt_host, "libvirt"), ("lxml", "python3-lxml", domain_xml, "etree"))
+
+
+class _Interrupted(BaseException):
+    """SIGTERM, SIGHUP or SIGINT: the run is to end, but not before it has cleaned up."""
+
+
+def run(module, operation) -> None:
+    """Carry out ``operation`` (a planner of ``_core.ops``) for an AnsibleModule and exit it."""
+    _require_libraries(module)
+    try:
+        result = _Run(module, operation).result()
+    except LiveStorageError as error:
+        module.fail_json(**_failure(operation, error, {}))
+    except _Failed as failed:
+        module.fail_json(**_failure(operation, failed.error, failed.facts))
+    except Exception as error:  # a defect of ours or a surprise of the host's: one sentence, and the trace for the report
+        module.fail_json(**_failure(operation, error, {}))
+    module.exit_json(**result)
+
+
+def _require_libraries(module) -> None:
+    for name, package, holder, attribute in PACKAGES:
+        if getattr(holder, attribute) is None:
+            message = missing_required_lib(name, reason="(the package %s of Debian and EL) for %s" % (package, sys.executable))
+            module.fail_json(msg=message, code="missing_library")
+
+
+class _Failed(Exception):
+    """A failure after which the guest was looked at again."""
+
+    def __init__(self, error: BaseException, facts: dict):
+        super().__init__(str(error))
+        self.error, self.facts = error, facts
+
+
+def _failure(operation, error: BaseException, facts: dict) -> dict:
+    """The keys of a success, and the reason."""
+    own = dict(getattr(error, "facts", {}))
+    job = job_result(own.pop("last_job", None))
+    failure = {"changed": False, "domains": []}
+    if operation.CHANGES:
+        failure.update(steps=[], spoils=[], rolled_back=None, job=job, diff={"before": "", "after": ""})
+    failure.update(own, msg=str(error))
+    if isinstance(error, LiveStorageError):
+        failure["code"] = error.code
+    elif isinstance(error, _Interrupted):
+        failure["code"] = "interrupted"
+    else:
+        trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        failure.update(code="unexpected", msg="Unexpected %s: %s" % (type(error).__name__, error), exception=trace)
+    return dict(failure, **facts)
+
+
+class _Run:
+    def __init__(self, module, operation):
+        self.module, self.operation = module, operation
+        self.request = operation.request(module.params)
+        self.host = Host(module.params["uri"], operation.CHANGES, module.run_command)
+        self.done = []
+
+    def result(self) -> dict:
+        try:
+            seen = self.host.observe(self.request.needs)
+            for dummy in range(LOOKS):
+                plan = self.operation.plan(self.request, seen)
+                if not plan.steps or self.module.check_mode:
+                    self._warn(plan.warnings)
+                    return self._show(plan, plan.after if plan.changes else plan.before)
+                before, seen = seen, self.host.observe(self.request.needs)
+                if before.identity == seen.identity:
+                    self._warn(plan.warnings)
+                    return self._show(plan, self._apply(plan))
+            raise Moved("moved", "The guest kept changing while this task looked at it, nothing was done: run it again.")
+        finally:
+            self.host.close()
+
+    def _apply(self, plan: Plan) -> tuple:
+        """Do the steps; the guests as they are afterwards. Raises _Failed."""
+        _on_signals(_interrupt)
+        cut = next((position for position, step in enumerate(plan.steps) if step.action == DELETE), len(plan.steps))
+        try:
+            now = self._worked(plan, cut)
+            self._do(plan.steps[cut:])
+            return now
+        except BaseException as error:
+            _on_signals(signal.SIG_IGN)  # what follows must not be interrupted half-way
+            raise self._failed(plan, error) from error
+        finally:
+            _on_signals(signal.SIG_DFL)
+
+    def _worked(self, plan: Plan, cut: int) -> tuple:
+        """Do the steps before ``cut``; the guests as they are then, verified."""
+        try:
+            self._do(plan.steps[:cut])
+        except JobFailed as error:
+            now = self._happened(plan)
+            if now is None:
+                raise
+            self._warn(["%s Yet the chain is as planned." % error])  # libvirt said canceled or failed, the chain says done
+            return now.domains
+        return self._verified(plan)
+
+    def _happened(self, plan: Plan):
+        """A look that shows that the fence step, the last that was begun, did all that was planned; or None."""
+        if plan.fence is None or len(self.done) != plan.fence + 1:
+            return None
+        now = self._look()
+        return now if now is not None and not mismatches(plan, now.domains) else None
+
+    def _do(self, steps) -> None:
+        for step in steps:
+            self.done.append(step)
+            self.host.do(step)
+
+    def _verified(self, plan: Plan) -> tuple:
+        now = self.host.observe(self.request.needs).domains
+        wrong = mismatches(plan, now)
+        if wrong:
+            raise VerifyFailed("verify_failed", "The result is not what was planned: %s." % "; ".join(wrong))
+        return now
+
+    def _failed(self, plan: Plan, error: BaseException) -> _Failed:
+        """After an error: find out what is so, undo what may be undone, and say exactly how the guest stands."""
+        crossed = (plan.fence is not None and len(self.done) > plan.fence + 1) or self._happened(plan) is not None
+        complaints = [] if crossed or getattr(error, "keep", False) else self._undo()
+        return _Failed(error, self._account(plan, error, complaints))
+
+    def _undo(self) -> list:
+        complaints = []
+        for step in reversed(self.done):
+            try:
+                self.host.undo(step)
+            except Exception as trouble:
+                complaints.append("Undoing the %s failed: %s" % (step.action, trouble))
+        return complaints
+
+    def _look(self):
+        try:
+            return self.host.observe(self.request.needs)
+        except LiveStorageError:
+            return None
+
+    def _account(self, plan: Plan, error: BaseException, complaints: list) -> dict:
+        """Where the guest stands after a failure: its chain, and whether it is as it was before."""
+        now = self._look()
+        facts = {"changed": True, "spoils": list(plan.spoils), "steps": steps_result(plan, self.done)}
+        if now is None:
+            told = ["The guest cannot be looked at now: nothing is known about its chain."]
+        else:
+            left = same_as_before(plan.before, now.domains) + self._removed(now)
+            told = ["The guest is not as it was before: %s." % "; ".join(left) if left else "The guest is as it was before."]
+            facts.update(changed=bool(left), rolled_back=not left, domains=domains_result(now.domains), diff=self._diff(plan.before, now.domains))
+            job = self._job(now.domains)
+            facts.update({"job": job} if job else {})
+        sentence = str(error) if isinstance(error, (LiveStorageError, _Interrupted)) else "Unexpected %s: %s" % (type(error).__name__, error)
+        return dict(facts, msg=" ".join([sentence] + told + complaints))
+
+    def _removed(self, now) -> list:
+        paths = [step.detail["path"] for step in self.done if step.action == DELETE]
+        return ["%s was removed" % path for path in paths if path in now.files and not now.files[path].exists]
+
+    def _show(self, plan: Plan, domains: tuple) -> dict:
+        result = {"changed": plan.changes, "domains": domains_result(domains)}
+        if self.operation.CHANGES:
+            result.update(
+                steps=steps_result(plan, self.done),
+                spoils=list(plan.spoils),
+                rolled_back=None,
+                job=self._job(domains),
+                diff=self._diff(plan.before, domains),
+            )
+        return result
+
+    def _warn(self, warnings) -> None:
+        for warning in warnings:
+            self.module.warn(warning)
+
+    def _job(self, domains: tuple):
+        running = [disk.job for domain in domains for disk in domain.disks if disk.job is not None]
+        return job_result(running[0]) if running else None
+
+    def _diff(self, before: tuple, after: tuple) -> dict:
+        return {"before": diff_text(before), "after": diff_text(after)}
+
+
+def _interrupt(number, frame) -> None:
+    raise _Interrupted("The task was interrupted by the signal %d." % number)
+
+
+def _on_signals(action) -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, action)
