@@ -1,0 +1,166 @@
+# Copyright: Contributors to livestorage.libvirt
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Every file below cases/ is one test: a request and what the host shows, and the plan or the refusal that follows.
+
+cases/<planner>/*.json has ``params``, ``guests`` (see ``support.guest``) and what else the host shows, then ``plan`` or
+``error`` with a ``code`` and the whole ``message``. cases/calls/*.json calls a function of the core by itself.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+
+import pytest
+
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core import errors
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import Layer, file_layer, normal_path
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.render import steps_result
+from ansible_collections.livestorage.libvirt.tests.unit.support import COLLECTION, HERE, ROOT, guest, load, observed, operation, params_for, written
+
+CASES = HERE / "cases"
+ERRORS = dict(inspect.getmembers(errors, inspect.isclass))
+FILES = sorted(CASES.glob("*/*.json"))
+PLANNED = [path for path in FILES if path.parent.name != "calls"]
+KEYS = {"about", "params", "guests", "jobs", "capacities", "files", "images", "uses", "unread", "snapshots", "local", "plan", "error"}
+OF_A_LAYER = {"not_in_chain", "base_is_active", "base_not_below", "base_shared", "in_use", "still_in_chain", "not_a_file", "unread", "remote_files"}
+# What is wrong with the guest as a whole names no disk.
+OF_THE_GUEST = {"no_guest", "not_running", "no_disks", "name_taken"}
+
+
+def name_of(path) -> str:
+    return "%s/%s" % (path.parent.name, path.stem)
+
+
+def outcome(path):
+    """(request or None, the look or None, Plan or the error) of a case."""
+    case, planner = load(path), operation(path.parent.name)
+    request = seen = None
+    try:
+        request = planner.request(params_for(path.parent.name, case["params"]))
+        seen = observed(case, request.needs, CASES)
+        return request, seen, planner.plan(request, seen)
+    except errors.LiveStorageError as error:
+        return request, seen, error
+
+
+@pytest.mark.parametrize("path", PLANNED, ids=name_of)
+def test_case(path):
+    case = load(path)
+    assert set(case) <= KEYS and ("plan" in case) != ("error" in case)
+    dummy, seen, result = outcome(path)
+    if "error" in case:
+        assert isinstance(result, errors.LiveStorageError), result
+        assert {"kind": type(result).__name__, "code": result.code, "message": str(result)} == dict({"kind": "Refused"}, **case["error"])
+    else:
+        assert not isinstance(result, Exception), repr(result)
+        expected = dict({"steps": [], "fence": None, "spoils": [], "warnings": [], "settles": True, "after": {}}, **case["plan"])
+        assert shown(result, seen, expected) == expected
+
+
+def shown(plan, seen, expected) -> dict:
+    """A plan in the words of a case. ``after`` and ``config`` name the disks whose chains change (or that the case asks for)."""
+    steps = steps_result(plan, ())
+    assert plan.before == seen.domains
+    found = {
+        "steps": [step["does"] for step in steps],
+        "fence": None if plan.fence is None else plan.steps[plan.fence].action,
+        "spoils": list(plan.spoils),
+        "warnings": list(plan.warnings),
+        "settles": plan.settles,
+        "after": changed(plan, "disks"),
+    }
+    if "config" in expected:
+        found["config"] = changed(plan, "config")
+    if "details" in expected:
+        found["details"] = [plain(step.detail) for step in plan.steps]
+    return found
+
+
+def changed(plan, where: str) -> dict:
+    pairs = [pair for one, two in zip(plan.before, plan.after) for pair in zip(getattr(one, where), getattr(two, where))]
+    return {two.target: written(two.chain) for one, two in pairs if one.chain != two.chain}
+
+
+def plain(detail):
+    """A step's detail as JSON has it."""
+    if isinstance(detail, Layer):
+        return "%s (%s)" % (detail, detail.format)
+    if hasattr(detail, "__dataclass_fields__"):
+        return dict(vars(detail))
+    if isinstance(detail, (tuple, list)):
+        return [plain(one) for one in detail]
+    return {key: plain(value) for key, value in detail.items()} if hasattr(detail, "items") else detail
+
+
+@pytest.mark.parametrize("path", [path for path in PLANNED if "error" in load(path)], ids=name_of)
+def test_messages_say_where(path):
+    """A refusal of the plan names the guest, the disk, and the layer or file where one is concerned."""
+    case = load(path)
+    request, _seen, error = outcome(path)
+    message = str(error)
+    assert message.endswith(".") and "\n" not in message and not message.endswith("..")
+    if request is None or path.parent.name == "disk_chain_info":
+        return  # an option that is wrong in itself: no guest was looked at
+    selection = request.selection
+    if error.code == "no_guest":
+        assert (selection.name or selection.uuid) in message
+        return
+    domain = guest(case, CASES, case["guests"][0])
+    assert domain.name in message
+    if error.code in OF_THE_GUEST:
+        return
+    params = case["params"]
+    wanted = [params["disk"]] if "disk" in params else [one["disk"] for one in params.get("disks") or ()] or [disk.target for disk in domain.disks]
+    named = [disk.target for disk in domain.disks if disk.target in wanted or (disk.chain.layers and disk.chain.active.path in wanted)]
+    paths = [one["path"] for one in params.get("disks") or () if error.code == "double"]
+    assert any(word in message for word in named + wanted + paths)
+    if error.code in OF_A_LAYER:
+        asked = [params.get("top"), params.get("base")] + params.get("delete_dropped", []) + [one.get("path") for one in params.get("disks") or ()]
+        layers = [str(layer) for disk in domain.disks if disk.target in named for layer in disk.chain.layers]
+        assert any(word in message for word in [normal_path(word) for word in asked if word] + layers)
+
+
+def codes_raised(folder) -> dict:
+    """code -> where, for every error that the core constructs. A code that is not a literal is not allowed."""
+    found = {}
+    for path in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS:
+                assert isinstance(node.args[0], ast.Constant), "%s:%d" % (path, node.lineno)
+                found["%s %s" % (node.func.id, node.args[0].value)] = "%s:%d" % (path.name, node.lineno)
+    return found
+
+
+def test_every_code_of_the_core_has_a_case():
+    raised = codes_raised(ROOT / "plugins" / "module_utils" / "_core")
+    told = {"%s %s" % (error.get("kind", "Refused"), error["code"]) for error in (load(path).get("error") for path in FILES) if error}
+    assert len(raised) > 30
+    assert {code: where for code, where in raised.items() if code not in told} == {}
+    assert told - set(raised) == set()
+
+
+@pytest.mark.parametrize("path", sorted((CASES / "calls").glob("*.json")), ids=name_of)
+def test_call(path):
+    """``call`` is module.function; ``arguments`` its arguments, a layer written as {"layer": [path, format, type]}."""
+    case = load(path)
+    module, function = case["call"].split(".")
+    call = getattr(importlib.import_module("%s.module_utils._core.%s" % (COLLECTION, module)), function)
+    arguments = [layered(argument) for argument in case["arguments"]]
+    if "error" not in case:
+        result = call(*arguments)
+        assert (plain(result) if not isinstance(result, (str, int)) else result) == case["result"]
+        return
+    with pytest.raises(errors.LiveStorageError) as caught:
+        call(*arguments)
+    assert {"kind": type(caught.value).__name__, "code": caught.value.code, "message": str(caught.value)} == dict({"kind": "Refused"}, **case["error"])
+
+
+def layered(value):
+    if isinstance(value, dict) and "layer" in value:
+        path, format_, kind = value["layer"]
+        return file_layer(path, format_) if kind == "file" else Layer(kind, (("name", path),), format_)
+    return [layered(one) for one in value] if isinstance(value, list) else value

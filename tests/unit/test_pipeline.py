@@ -1,0 +1,526 @@
+# Copyright: Contributors to livestorage.libvirt
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The one path of every module, with a host whose faults are written down.
+
+A scenario is a plan and what each call to the host does; the test compares the calls in their order and the result.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import types
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from ansible_collections.livestorage.libvirt.plugins.module_utils import _pipeline
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import Chain, file_layer
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import CallFailed, JobFailed, Refused, TimedOut, Unavailable
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Disk, Domain, File, Job, Observed
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.plan import Plan, Step
+
+A, B, C = file_layer("/a", "qcow2"), file_layer("/b", "qcow2"), file_layer("/c", "qcow2")
+CHANGED = {"changed", "domains", "steps", "spoils", "rolled_back", "job", "diff"}
+
+
+def guest(*layers, job=None):
+    return Domain("vm1", "u1", True, disks=(Disk("vda", Chain(layers, True), job=job),))
+
+
+BEFORE, AFTER, OTHER, RUNNING = guest(A, B, C), guest(A, C), guest(B, C), guest(A, B, C, job=Job("pull", 1, 2))
+WAIT = Step("wait", "vda", {"job": "pull", "until": "completed"})
+START = Step("pull", "vda", {"base": "vda[3]"})
+REMOVE_B, REMOVE_D = (Step("delete", "vda", {"path": path}) for path in ("/b", "/d"))
+OVERLAY = Step("snapshot", None, {"overlays": (("vda", A),)})
+PULL = Plan((BEFORE,), (AFTER,), (START, WAIT, REMOVE_B), fence=1, spoils=("/c",), warnings=("Mind the snapshot.",))
+SNAPSHOT = Plan((AFTER,), (BEFORE,), (OVERLAY,))
+REMOVALS = Plan((BEFORE,), (BEFORE,), (REMOVE_B, REMOVE_D), fence=0)
+LOOSE = Plan((BEFORE,), (AFTER,), (START,), settles=False)
+NOTE = Plan((BEFORE,), (BEFORE,), (Step("forget", "vda"),))
+FAILED = JobFailed("job_failed", "The job failed.", last_job=Job("pull", 3, 4))
+CALL = CallFailed("libvirt_error", "libvirt could not do it.")
+
+
+class Exit(Exception):
+    """What AnsibleModule's exit_json and fail_json do to the run."""
+
+    def __init__(self, failed, result):
+        super().__init__(failed)
+        self.failed, self.result = failed, result
+
+
+@dataclass
+class World:
+    """The guest as it is, the calls so far, and what the next calls of each name do."""
+
+    now: Domain = BEFORE
+    scripts: dict = field(default_factory=dict)
+    calls: list = field(default_factory=list)
+    files: tuple = ("/b", "/d")
+
+    def call(self, name: str) -> None:
+        self.calls.append(name)
+        script = self.scripts.get(name)
+        for act in [script.pop(0)] if isinstance(script, list) and script else [script] if callable(script) else []:
+            act(self)
+
+
+def becomes(domain, error=None):
+    """The guest is that from now on, and the call raises the error (if any)."""
+
+    def act(world):
+        world.now = domain
+        if error is not None:
+            raise error
+
+    return act
+
+
+def removes(path, error=None):
+    def act(world):
+        world.files = tuple(one for one in world.files if one != path)
+        if error is not None:
+            raise error
+
+    return act
+
+
+def fails(error):
+    def act(world):
+        raise error
+
+    return act
+
+
+def killed(number=signal.SIGTERM, domain=None):
+    def act(world):
+        world.now = domain or world.now
+        os.kill(os.getpid(), number)
+
+    return act
+
+
+def nothing(world):
+    pass
+
+
+class FakeHost:
+    world = None
+
+    def __init__(self, uri, with_events, run_command):
+        self.world.call("open")
+        assert uri == "test:///default"
+
+    def observe(self, needs):
+        self.world.call("look")
+        files = {path: File(path, path in self.world.files) for path in ("/b", "/d")}
+        return Observed((self.world.now,), files=files)
+
+    def do(self, step):
+        self.world.call(step.action)
+
+    def undo(self, step):
+        self.world.call("undo " + step.action)
+
+    def close(self):
+        self.world.call("close")
+
+
+class FakeModule:
+    run_command = None
+
+    def __init__(self, check_mode=False):
+        self.check_mode, self.params, self.warnings = check_mode, {"uri": "test:///default"}, []
+
+    def warn(self, text):
+        self.warnings.append(text)
+
+    def exit_json(self, **result):
+        raise Exit(False, result)
+
+    def fail_json(self, **result):
+        raise Exit(True, result)
+
+
+def operation(plan, changes=True):
+    """A planner that always gives that plan, or raises it."""
+
+    def request(params):
+        if isinstance(plan, Refused) and plan.code == "early":
+            raise plan
+        return types.SimpleNamespace(needs=None)
+
+    def planned(wanted, seen):
+        if isinstance(plan, Exception):
+            raise plan
+        return plan(seen) if callable(plan) else plan
+
+    return types.SimpleNamespace(request=request, plan=planned, CHANGES=changes)
+
+
+@pytest.fixture(name="go")
+def _go(monkeypatch):
+    """Run the pipeline over a world; (failed, result, warnings)."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+    monkeypatch.setattr(_pipeline, "Host", FakeHost)
+    monkeypatch.setattr(_pipeline, "PACKAGES", ())
+
+    def go(world, plan, check_mode=False, changes=True):
+        monkeypatch.setattr(FakeHost, "world", world)
+        module = FakeModule(check_mode)
+        with pytest.raises(Exit) as ended:
+            _pipeline.run(module, operation(plan, changes))
+        return ended.value.failed, ended.value.result, module.warnings
+
+    yield go
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+def calls(text: str) -> list:
+    """open, two looks, the steps, close: all but the steps is the same in every run that acts."""
+    return ["open", "look", "look"] + [one.strip() for one in text.split(",")] + ["close"]
+
+
+GOOD = {"pull": becomes(RUNNING), "wait": becomes(AFTER), "delete": removes("/b")}
+
+
+@pytest.mark.parametrize(
+    ("plan", "world", "expected", "result"),
+    [
+        pytest.param(PULL, World(scripts=GOOD), "pull, wait, look, delete", {"changed": True, "spoils": ["/c"]}, id="success"),
+        pytest.param(SNAPSHOT, World(AFTER, {"snapshot": becomes(BEFORE)}), "snapshot, look", {"changed": True}, id="no-fence"),
+        pytest.param(LOOSE, World(scripts={"pull": becomes(RUNNING)}), "pull, look", {"changed": True, "job": "pull"}, id="job-left-running"),
+        pytest.param(
+            REMOVALS, World(scripts={"delete": [removes("/b"), removes("/d")]}), "look, delete, delete", {"changed": True}, id="removals-after-a-look"
+        ),
+        pytest.param(NOTE, World(), "forget, look", {"changed": False}, id="a-note-is-no-change"),
+        pytest.param(
+            PULL,
+            World(scripts=dict(GOOD, wait=becomes(AFTER, FAILED))),
+            "pull, wait, look, delete",
+            {"changed": True, "warned": "The job failed. Yet the chain is as planned."},
+            id="failed-but-done",
+        ),
+    ],
+)
+def test_success(go, plan, world, expected, result):
+    failed, found, warnings = go(world, plan)
+    assert world.calls == calls(expected)
+    assert not failed and found["changed"] is result["changed"] and found["rolled_back"] is None
+    assert found["spoils"] == result.get("spoils", list(plan.spoils)) and set(found) == CHANGED
+    assert (found["job"] or {}).get("type") == result.get("job")
+    assert warnings == list(plan.warnings) + ([result["warned"]] if "warned" in result else [])
+    assert all(step["begun"] for step in found["steps"])
+
+
+UNTOUCHED, STANDS = "The guest is as it was before.", "The guest is not as it was before: "
+
+
+@pytest.mark.parametrize(
+    ("plan", "world", "expected", "code", "rolled_back", "says"),
+    [
+        # Half a step counts as begun, and all that was begun is undone in reverse.
+        pytest.param(PULL, World(scripts={"pull": fails(CALL)}), "pull, undo pull, look", "libvirt_error", True, UNTOUCHED, id="the-first-step-fails"),
+        pytest.param(
+            PULL,
+            World(scripts={"pull": becomes(RUNNING, CALL), "undo pull": becomes(BEFORE)}),
+            "pull, undo pull, look",
+            "libvirt_error",
+            True,
+            UNTOUCHED,
+            id="half-a-step-is-undone",
+        ),
+        pytest.param(
+            PULL,
+            World(scripts={"pull": becomes(RUNNING), "wait": becomes(BEFORE, FAILED)}),
+            "pull, wait, look, look, undo wait, undo pull, look",
+            "job_failed",
+            True,
+            UNTOUCHED,
+            id="the-job-fails",
+        ),
+        pytest.param(
+            PULL,
+            World(scripts={"pull": becomes(RUNNING), "wait": fails(CALL), "undo pull": becomes(BEFORE)}),
+            "pull, wait, look, undo wait, undo pull, look",
+            "libvirt_error",
+            True,
+            UNTOUCHED,
+            id="the-fence-step-fails-and-did-not-happen",
+        ),
+        # The fence step raised, but it happened: nothing may be undone, and only a job's own error is forgiven.
+        pytest.param(
+            PULL,
+            World(scripts=dict(GOOD, wait=becomes(AFTER, CALL))),
+            "pull, wait, look, look",
+            "libvirt_error",
+            False,
+            STANDS,
+            id="the-fence-step-fails-yet-happened",
+        ),
+        pytest.param(
+            PULL, World(scripts=dict(GOOD, wait=killed(domain=AFTER))), "pull, wait, look, look", "interrupted", False, STANDS, id="interrupted-past-the-fence"
+        ),
+        pytest.param(
+            PULL,
+            World(scripts=dict(GOOD, wait=killed(), **{"undo pull": becomes(BEFORE)})),
+            "pull, wait, look, undo wait, undo pull, look",
+            "interrupted",
+            True,
+            UNTOUCHED,
+            id="SIGTERM",
+        ),
+        pytest.param(SNAPSHOT, World(AFTER, {"snapshot": killed(signal.SIGINT)}), "snapshot, undo snapshot, look", "interrupted", True, UNTOUCHED, id="SIGINT"),
+        pytest.param(SNAPSHOT, World(AFTER, {"snapshot": killed(signal.SIGHUP)}), "snapshot, undo snapshot, look", "interrupted", True, UNTOUCHED, id="SIGHUP"),
+        pytest.param(
+            SNAPSHOT,
+            World(AFTER, {"snapshot": killed(domain=BEFORE), "undo snapshot": [lambda world: [killed()(world), becomes(AFTER)(world)]]}),
+            "snapshot, undo snapshot, look",
+            "interrupted",
+            True,
+            UNTOUCHED,
+            id="an-undo-is-not-interrupted",
+        ),
+        pytest.param(
+            PULL,
+            World(scripts={"pull": becomes(RUNNING), "wait": fails(TimedOut("timeout", "Not done.", True, last_job=Job("pull")))}),
+            "pull, wait, look, look, look",
+            "timeout",
+            False,
+            STANDS + "a pull job is running on disk vda of guest vm1.",
+            id="a-job-left-on-purpose",
+        ),
+        pytest.param(
+            PULL,
+            World(scripts={"pull": becomes(RUNNING), "wait": becomes(BEFORE, TimedOut("timeout", "Not done.", False))}),
+            "pull, wait, look, look, undo wait, undo pull, look",
+            "timeout",
+            True,
+            "Not done. " + UNTOUCHED,
+            id="a-job-ended-on-purpose",
+        ),
+        # Verification: no file goes before it, and what can be undone is.
+        pytest.param(
+            PULL,
+            World(scripts=dict(GOOD, wait=becomes(OTHER))),
+            "pull, wait, look, look, undo wait, undo pull, look",
+            "verify_failed",
+            False,
+            STANDS,
+            id="another-chain",
+        ),
+        pytest.param(
+            PULL,
+            World(scripts=dict(GOOD, wait=becomes(BEFORE))),
+            "pull, wait, look, look, undo wait, undo pull, look",
+            "verify_failed",
+            True,
+            UNTOUCHED,
+            id="nothing-happened",
+        ),
+        pytest.param(
+            SNAPSHOT,
+            World(AFTER, {"snapshot": becomes(OTHER), "undo snapshot": becomes(AFTER)}),
+            "snapshot, look, undo snapshot, look",
+            "verify_failed",
+            True,
+            UNTOUCHED,
+            id="a-wrong-snapshot",
+        ),
+        pytest.param(
+            LOOSE,
+            World(scripts={"pull": becomes(OTHER)}),
+            "pull, look, undo pull, look",
+            "verify_failed",
+            False,
+            STANDS,
+            id="not-waited-for-and-wrong",
+        ),
+        # What cleaning up adds is told beside the first error.
+        pytest.param(
+            PULL,
+            World(scripts={"pull": becomes(RUNNING), "wait": fails(FAILED), "undo pull": fails(CALL)}),
+            "pull, wait, look, look, undo wait, undo pull, look",
+            "job_failed",
+            False,
+            "The job failed. " + STANDS + "a pull job is running on disk vda of guest vm1. Undoing the pull failed: libvirt could not do it.",
+            id="the-undo-fails",
+        ),
+        pytest.param(
+            SNAPSHOT,
+            World(AFTER, {"snapshot": fails(CALL), "undo snapshot": fails(KeyError("x"))}),
+            "snapshot, undo snapshot, look",
+            "libvirt_error",
+            True,
+            "Undoing the snapshot failed",
+            id="the-undo-breaks",
+        ),
+        # Past the fence nothing is undone, and what is gone is told.
+        pytest.param(
+            PULL, World(scripts=dict(GOOD, delete=fails(CALL))), "pull, wait, look, delete, look", "libvirt_error", False, STANDS, id="a-removal-fails"
+        ),
+        pytest.param(
+            PULL, World(scripts=dict(GOOD, delete=killed())), "pull, wait, look, delete, look", "interrupted", False, STANDS, id="interrupted-in-a-removal"
+        ),
+        pytest.param(
+            PULL,
+            World(scripts=dict(GOOD, wait=becomes(AFTER, FAILED), delete=fails(CALL))),
+            "pull, wait, look, delete, look",
+            "libvirt_error",
+            False,
+            STANDS,
+            id="failed-but-done-and-a-removal-fails",
+        ),
+        pytest.param(
+            REMOVALS,
+            World(scripts={"delete": [removes("/b"), fails(CALL)]}),
+            "look, delete, delete, look",
+            "libvirt_error",
+            False,
+            STANDS + "/b was removed.",
+            id="the-second-removal-fails",
+        ),
+        pytest.param(
+            REMOVALS, World(scripts={"delete": fails(CALL)}), "look, delete, look, look", "libvirt_error", True, UNTOUCHED, id="the-first-removal-fails"
+        ),
+        pytest.param(
+            REMOVALS,
+            World(scripts={"delete": [removes("/b", CALL)]}),
+            "look, delete, look, look",
+            "libvirt_error",
+            False,
+            "/b was removed",
+            id="a-removal-happened-and-raised",
+        ),
+        # A defect of ours is an error like any other: it is cleaned up after.
+        pytest.param(
+            PULL, World(scripts={"pull": fails(KeyError("x"))}), "pull, undo pull, look", "unexpected", True, "Unexpected KeyError: 'x'", id="unexpected"
+        ),
+    ],
+)
+def test_failure(go, plan, world, expected, code, rolled_back, says):
+    failed, found, dummy = go(world, plan)
+    assert world.calls == calls(expected)
+    assert failed and found["code"] == code and found["rolled_back"] is rolled_back and found["changed"] is not rolled_back
+    assert says in found["msg"] and ".." not in found["msg"]
+    assert set(found) - {"exception"} == CHANGED | {"msg", "code"} and ("exception" in found) == (code == "unexpected")
+    begun = [step["action"] for step in found["steps"] if step["begun"]]
+    assert begun == [call for call in world.calls if call in ("pull", "wait", "delete", "snapshot")]
+    assert found["domains"][0]["disks"][0]["chain"][0]["path"] == str(world.now.disks[0].chain[0])
+
+
+@pytest.mark.parametrize(
+    ("plan", "world", "expected", "changed", "code"),
+    [
+        pytest.param(PULL, World(), ["look"], True, None, id="work-to-do"),
+        pytest.param(replace(PULL, steps=(), after=(BEFORE,)), World(), ["look"], False, None, id="nothing-to-do"),
+        pytest.param(NOTE, World(), ["look"], False, None, id="only-a-note"),
+        pytest.param(REMOVALS, World(), ["look"], True, None, id="only-removals"),
+        pytest.param(Refused("no_disk", "No such disk."), World(), ["look"], False, "no_disk", id="refused"),
+        pytest.param(PULL, World(scripts={"look": fails(Unavailable("no_daemon", "No."))}), ["look"], False, "no_daemon", id="no-daemon"),
+    ],
+)
+def test_check_mode_only_looks(go, plan, world, expected, changed, code):
+    failed, found, dummy = go(world, plan, check_mode=True)
+    assert world.calls == ["open"] + expected + ["close"]
+    assert failed == (code is not None) and found.get("code") == code and found["changed"] is changed
+    assert set(found) - {"msg", "code"} == CHANGED
+    if not failed:
+        predicted = (plan.after if changed else plan.before)[0]
+        assert [layer["path"] for layer in found["domains"][0]["disks"][0]["chain"]] == [str(layer) for layer in predicted.disks[0].chain.layers]
+        assert not any(step["begun"] for step in found["steps"]) and len(found["steps"]) == len(plan.steps)
+        assert (found["diff"]["before"] == found["diff"]["after"]) == (plan.before == plan.after)
+
+
+def test_check_mode_and_the_real_run_tell_the_same(go):
+    predicted = go(World(), PULL, check_mode=True)[1]
+    real = go(World(scripts=dict(GOOD)), PULL)[1]
+    for found in (predicted, real):
+        found["steps"] = [dict(step, begun=None) for step in found["steps"]]
+    assert predicted == real
+
+
+def test_nothing_to_do_is_one_look(go):
+    world = World()
+    failed, found, dummy = go(world, Plan((BEFORE,), (BEFORE,)))
+    assert world.calls == ["open", "look", "close"] and not failed and found["changed"] is False and set(found) == CHANGED
+
+
+@pytest.mark.parametrize(("changes_at", "code", "plans"), [((2,), None, 2), ((2, 3), None, 3), ((2, 3, 4), "moved", 3)])
+def test_a_guest_that_moves_is_planned_anew(go, changes_at, code, plans):
+    """What differs at the second look was not planned for: a new plan is made, a stated number of times."""
+    counter = {"looks": 0, "plans": 0}
+
+    def look(world):
+        counter["looks"] += 1
+        if counter["looks"] in changes_at:
+            world.now = replace(world.now, uuid="u%d" % counter["looks"])
+
+    def planned(seen):
+        counter["plans"] += 1
+        return Plan(seen.domains, seen.domains, (START,))
+
+    world = World(scripts={"look": look})
+    failed, found, dummy = go(world, planned)
+    assert failed == (code is not None) and found.get("code") == code and counter["plans"] == plans
+    assert ("pull" in world.calls) == (code is None)
+    assert set(found) - {"msg", "code"} == CHANGED and found["rolled_back"] is None
+
+
+def test_a_file_that_comes_between_the_looks_is_seen(go):
+    world = World(scripts={"look": [nothing, removes("/b"), removes("/d"), nothing]})
+    go(world, PULL)
+    assert world.calls[:5] == ["open", "look", "look", "look", "look"]
+
+
+@pytest.mark.parametrize(
+    ("plan", "world", "code"),
+    [
+        (Refused("early", "An option is wrong."), World(), "early"),
+        (Refused("no_disk", "No such disk."), World(), "no_disk"),
+        (PULL, World(scripts={"open": fails(Unavailable("no_daemon", "No."))}), "no_daemon"),
+        (PULL, World(scripts={"look": fails(ValueError("odd"))}), "unexpected"),
+    ],
+    ids=["request", "plan", "open", "surprise"],
+)
+@pytest.mark.parametrize("changes", [True, False])
+def test_a_failure_before_anything_was_done(go, plan, world, code, changes):
+    world = World(scripts=dict(world.scripts))
+    failed, found, dummy = go(world, plan, changes=changes)
+    assert failed and found["code"] == code and found["changed"] is False and found["domains"] == []
+    assert set(found) - {"msg", "code", "exception"} == (CHANGED if changes else {"changed", "domains"})
+    assert not {"pull", "wait", "undo pull"} & set(world.calls)
+    assert "open" not in world.calls or world.calls[-1] == "close" or code == "no_daemon"
+
+
+def test_an_info_module_returns_what_is(go):
+    failed, found, dummy = go(World(), Plan((BEFORE,), (BEFORE,)), changes=False)
+    assert not failed and set(found) == {"changed", "domains"}
+
+
+def test_a_guest_that_cannot_be_looked_at_afterwards(go):
+    world = World(scripts={"pull": fails(CALL), "look": [nothing, nothing, fails(Unavailable("connection", "Gone."))]})
+    failed, found, dummy = go(world, PULL)
+    assert failed and found["changed"] is True and found["rolled_back"] is None and found["code"] == "libvirt_error"
+    assert "nothing is known about its chain" in found["msg"] and set(found) == CHANGED | {"msg", "code"}
+
+
+def test_the_last_job_that_was_seen_is_returned(go):
+    world = World(scripts={"pull": becomes(RUNNING), "wait": becomes(BEFORE, FAILED)})
+    found = go(world, PULL)[1]
+    assert found["job"]["cur"] == 3 and "last_job" not in found
+
+
+@pytest.mark.parametrize(("missing", "package"), [("libvirt", "python3-libvirt"), ("lxml", "python3-lxml")])
+def test_a_missing_library_is_named_with_its_package(monkeypatch, missing, package):
+    holders = {name: types.SimpleNamespace(**{attribute: None if name == missing else object()}) for name, dummy, dummy, attribute in _pipeline.PACKAGES}
+    monkeypatch.setattr(_pipeline, "PACKAGES", [(name, package_, holders[name], attribute) for name, package_, dummy, attribute in _pipeline.PACKAGES])
+    with pytest.raises(Exit) as ended:
+        _pipeline.run(FakeModule(), operation(PULL))
+    assert ended.value.failed and ended.value.result["code"] == "missing_library"
+    assert package in ended.value.result["msg"] and sys.executable in ended.value.result["msg"]
