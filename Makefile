@@ -1,0 +1,31 @@
+# Copyright: Contributors to livestorage.libvirt
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+STAGES := units lint docs-lint package sanity lab-test integration molecule
+
+.PHONY: help demo test setup $(STAGES) bench clean
+help:
+	@echo 'make demo         a live block move on a real guest, in a lab host of its own'
+	@echo 'make test         all tests; or one part of them: $(STAGES)'
+	@echo 'make bench        the benchmarks'
+	@echo 'make setup        only what the above need: Debian packages and build/venv'
+	@echo 'make clean        takes the labs down and removes build/'
+
+setup:
+	@tests/tools/setup
+
+demo: setup
+	@tests/tools/run --root tests/demo/run
+
+test: setup
+	@/usr/bin/python3 tests/tools/stage.py --all
+
+$(STAGES): setup
+	@/usr/bin/python3 tests/tools/stage.py $@
+
+bench: setup
+	@tests/tools/run --root tests/bench/run
+
+clean:
+	@tests/tools/clean
