@@ -37,6 +37,8 @@ options:
       - Absolute paths of files to remove once the pull is verified, usually of the layers that leave the chain.
       - A path that the chain still needs, that any other disk of any guest uses, running or not, or that is not a regular file
         is refused before anything starts. Images that no guest uses are not looked at.
+      - A file that is no layer of the chain any more, because an earlier run pulled it, has to be a qcow2 image whose header
+        leads to O(base). Anything else is refused. Without O(base), being a qcow2 image has to do.
       - A file that is gone already is fine.
     type: list
     elements: str

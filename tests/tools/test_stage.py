@@ -51,6 +51,14 @@ def test_sanity_that_saw_nothing(log):
     assert stage.count_sanity(log).complaints
 
 
+def test_sanity_that_skipped():
+    """A Python version that the machine lacks is no fault; a tool that it lacks is."""
+    log = sanity_log(24) + 'WARNING: Skipping sanity test "import" on Python 3.14 because it could not be found.\n'
+    assert stage.count_sanity(log).complaints == []
+    log += 'WARNING: Skipping sanity test "shellcheck" because shellcheck is not installed.\n'
+    assert len(stage.count_sanity(log).complaints) == 1
+
+
 def test_integration(tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "ROOT", tmp_path)
     for name in ("one", "two", "three", "setup_host", "helper"):

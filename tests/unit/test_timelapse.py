@@ -5,7 +5,8 @@
 """Operations filmed on a real libvirt, stage by stage: what the very same request has to do at each of them.
 
 timelapse/<story>/<stage>.xml is the guest's live XML, .inactive.xml its next start (none: the guest is off), .job what
-virsh said of the job on vda. Only timelapse/capture writes them. story.json says what is to be read and planned.
+virsh said of the job on vda. Only timelapse/capture writes them. story.json says what is to be read and planned, and which
+backing file an image that may be removed has in its header.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from lxml import etree
 
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.domain_xml import parse_domain
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import LiveStorageError
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import File, Observed, Use
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import File, Image, Observed, Use
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.verify import mismatches, same_as_before
 from ansible_collections.livestorage.libvirt.tests.unit.support import HERE, load, operation, params_for, staged, written
 
@@ -35,7 +36,9 @@ def look(folder, stage: str, needs, removes: bool) -> Observed:
     kept = {layer.path for disk in domain.disks for layer in disk.chain.layers} | (set(needs.paths) if removes else set())
     files = {path: File(path, path in kept, "file" if path in kept else None, 4096, 1, 7, path, "dir") for path in paths}
     uses = tuple(Use(place, domain.name, domain.uuid, disk.target) for disk in domain.disks for place in disk.chain.places)
-    return Observed((domain,), files, uses=uses, snapshots=snapshots)
+    headers = load(folder / "story.json").get("headers", {})
+    images = {path: Image(path, "qcow2", 4096, 4096, headers[path], headers[path], "qcow2") for path, dummy in needs.images if path in headers}
+    return Observed((domain,), files, images, uses=uses, snapshots=snapshots)
 
 
 def plan_of(folder, stage: str, name: str):

@@ -35,7 +35,14 @@ class Request:
     @property
     def needs(self) -> Needs:
         deletes = bool(self.delete_dropped)
-        return Needs(self.selection, paths=self.delete_dropped, paths_of=self._layers if deletes else None, uses=deletes, snapshots=True)
+        return Needs(
+            self.selection,
+            paths=self.delete_dropped,
+            images=tuple((path, "qcow2") for path in self.delete_dropped),
+            paths_of=self._layers if deletes else None,
+            uses=deletes,
+            snapshots=True,
+        )
 
     def _layers(self, domain: Domain) -> Tuple[str, ...]:
         return files.paths_of_layers(domain, common.the_disk(domain, self.disk))
@@ -68,6 +75,7 @@ def plan(wanted: Request, seen: Observed) -> Plan:
     chain = pull(disk.chain, base)
     after = with_chain(domain, disk.target, chain)
     removals = files.deletions(domain, disk, wanted.delete_dropped, after, seen, "delete_dropped")
+    _were_layers(wanted, domain, disk, base, removals, seen)
     if chain.layers == disk.chain.layers:
         if disk.job is not None and disk.job.type == PULL:
             common.no_job(domain, disk)  # it would take that base away
@@ -98,6 +106,26 @@ def _base(domain: Domain, disk: Disk, wanted: Optional[str]) -> Optional[int]:
     return depth
 
 
+def _were_layers(wanted: Request, domain: Domain, disk: Disk, base: Optional[int], removals: Tuple[Step, ...], seen: Observed) -> None:
+    """Refuses (code not_a_layer) to remove a file that neither is a layer of the chain nor can have been one.
+
+    After an earlier run nothing names the layers that left: their own headers do, which lead down to the base.
+    """
+    paths = [step.detail["path"] for step in removals]
+    known = set(disk.chain.places) | {("path", path) for path in wanted.delete_dropped}
+    for path in paths:
+        if files.places_of(path, seen) & set(disk.chain.places):
+            continue
+        image = seen.images.get(path)
+        below = None if image is None or image.backing_path is None else ("path", image.backing_path)
+        if image is None or (base is not None and below not in known):
+            raise Refused(
+                "not_a_layer",
+                "The option delete_dropped for disk %s of guest %s names %s, which is no layer of its chain, and no qcow2 image%s: leave it out."
+                % (disk.target, domain.name, path, "" if base is None else " on %s" % disk.chain[base]),
+            )
+
+
 def _job_steps(wanted: Request, domain: Domain, disk: Disk, base: Optional[int]) -> Tuple[Step, ...]:
     record = _record(disk, base)
     start: Tuple[Step, ...] = ()
@@ -116,11 +144,8 @@ def _job_steps(wanted: Request, domain: Domain, disk: Disk, base: Optional[int])
 
 
 def _adopted(domain: Domain, disk: Disk, base: Optional[int]) -> bool:
-    """Is the pull that runs the one that is asked for? libvirt does not tell its base: the record does, or a chain of two."""
-    if disk.job is None or disk.job.type != PULL:
-        return False
-    only_flatten = len(disk.chain) == 2 and base is None
-    return only_flatten or common.own_job(domain, disk, _record(disk, base))
+    """Is the pull that runs the one that is asked for? libvirt does not tell its base, so only the record can say so."""
+    return common.own_job(domain, disk, _record(disk, base))
 
 
 def _record(disk: Disk, base: Optional[int]) -> Record:
