@@ -20,5 +20,6 @@ options:
 requirements:
   - libvirt-python (C(python3-libvirt) in Debian and EL) on the host that runs the module, for the interpreter that runs it
   - lxml (C(python3-lxml) in Debian and EL) there, too
+  - C(qemu-img), C(timeout) and C(prlimit) there, where the headers of images have to be read
   - libvirt 6.0 and QEMU 4.2, or later. The tests run on libvirt 9.0 and QEMU 7.2
 """

@@ -21,7 +21,7 @@ from ._core import domain_xml
 from ._core.errors import JobFailed, LiveStorageError, Moved, VerifyFailed
 from ._core.plan import DELETE, Plan
 from ._core.render import diff_text, domains_result, job_result, steps_result
-from ._core.verify import mismatches, same_as_before
+from ._core.verify import mismatches, needed_again, same_as_before
 from ._edge import libvirt_host
 from ._edge.host import Host
 
@@ -90,13 +90,15 @@ class _Run:
     def result(self) -> dict:
         try:
             seen = self.host.observe(self.request.needs)
+            plan = self.operation.plan(self.request, seen)
             for dummy in range(LOOKS):
-                plan = self.operation.plan(self.request, seen)
                 if not plan.steps or self.module.check_mode:
                     self._warn(plan.warnings)
                     return self._show(plan, plan.after if plan.changes else plan.before)
-                before, seen = seen, self.host.observe(self.request.needs)
-                if before.identity == seen.identity:
+                before, first = seen, plan
+                seen = self.host.observe(self.request.needs)
+                plan = self.operation.plan(self.request, seen)
+                if before.identity == seen.identity and plan.steps == first.steps:
                     self._warn(plan.warnings)
                     return self._show(plan, self._apply(plan))
             raise Moved("moved", "The guest kept changing while this task looked at it, nothing was done: run it again.")
@@ -105,20 +107,22 @@ class _Run:
 
     def _apply(self, plan: Plan) -> tuple:
         """Do the steps; the guests as they are afterwards. Raises _Failed."""
-        _on_signals(_interrupt)
+        kept = _on_signals(_interrupt)
         cut = next((position for position, step in enumerate(plan.steps) if step.action == DELETE), len(plan.steps))
         try:
             now = self._worked(plan, cut)
-            self._do(plan.steps[cut:])
-            return now
+            for step in plan.steps[cut:]:
+                self._remove(step, now)
+            return now.domains
         except BaseException as error:
             _on_signals(signal.SIG_IGN)  # what follows must not be interrupted half-way
             raise self._failed(plan, error) from error
         finally:
-            _on_signals(signal.SIG_DFL)
+            for number, handler in kept.items():
+                signal.signal(number, handler)
 
-    def _worked(self, plan: Plan, cut: int) -> tuple:
-        """Do the steps before ``cut``; the guests as they are then, verified."""
+    def _worked(self, plan: Plan, cut: int):
+        """Do the steps before ``cut``; a look at what is then, verified."""
         try:
             self._do(plan.steps[:cut])
         except JobFailed as error:
@@ -126,7 +130,7 @@ class _Run:
             if now is None:
                 raise
             self._warn(["%s Yet the chain is as planned." % error])  # libvirt said canceled or failed, the chain says done
-            return now.domains
+            return now
         return self._verified(plan)
 
     def _happened(self, plan: Plan):
@@ -141,9 +145,15 @@ class _Run:
             self.done.append(step)
             self.host.do(step)
 
-    def _verified(self, plan: Plan) -> tuple:
-        now = self.host.observe(self.request.needs).domains
-        wrong = mismatches(plan, now)
+    def _remove(self, step, now) -> None:
+        needed = needed_again(step, now)
+        if needed:
+            raise Moved("in_use", "The file %s was not removed: %s." % (step.detail["path"], "; ".join(needed)))
+        self._do([step])
+
+    def _verified(self, plan: Plan):
+        now = self.host.observe(self.request.needs)
+        wrong = mismatches(plan, now.domains)
         if wrong:
             raise VerifyFailed("verify_failed", "The result is not what was planned: %s." % "; ".join(wrong))
         return now
@@ -176,7 +186,7 @@ class _Run:
         if now is None:
             told = ["The guest cannot be looked at now: nothing is known about its chain."]
         else:
-            left = same_as_before(plan.before, now.domains) + self._removed(now)
+            left = same_as_before(plan, now.domains) + self._removed(now)
             told = ["The guest is not as it was before: %s." % "; ".join(left) if left else "The guest is as it was before."]
             facts.update(changed=bool(left), rolled_back=not left, domains=domains_result(now.domains), diff=self._diff(plan.before, now.domains))
             job = self._job(now.domains)
@@ -216,6 +226,10 @@ def _interrupt(number, frame) -> None:
     raise _Interrupted("The task was interrupted by the signal %d." % number)
 
 
-def _on_signals(action) -> None:
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, action)
+def _on_signals(action) -> dict:
+    """Handle the signals that end a run, but for those that are ignored already, as under nohup; what was there before."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+    for number, handler in kept.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, action)
+    return kept

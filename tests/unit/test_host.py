@@ -12,7 +12,7 @@ import types
 import pytest
 
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import Chain, file_layer
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import CallFailed, Moved
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import Busy, CallFailed, Moved
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Disk, Domain, Job, Mirror, Record, Snapshot
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.plan import Step
 from ansible_collections.livestorage.libvirt.plugins.module_utils._edge.host import PIVOT_TRIES, read_file
@@ -29,8 +29,11 @@ PULL = Step("pull", "vda", {"base": None, "bandwidth": 7, "keep_relative": False
 ACTIVE = Step("commit", "vda", {"job": "active-commit", "top": None, "base": "vda[1]", "bandwidth": 0, "keep_relative": True, "record": None})
 
 
-def mirrored(ready):
-    return with_disk(BEFORE, job=Job("active-commit"), mirror=Mirror("active-commit", ready, Chain((BASE,), True)))
+COMMITS = Job("active-commit")
+
+
+def mirrored(ready, job=COMMITS):
+    return with_disk(BEFORE, job=job, mirror=Mirror("active-commit", ready, Chain((BASE,), True)))
 
 
 @pytest.mark.parametrize(
@@ -84,19 +87,33 @@ def test_a_pivot_is_tried_a_stated_number_of_times(monkeypatch, ready, refused, 
     [
         (with_disk(BEFORE, job=Job("pull")), ["abort", "clear_record"]),
         (mirrored("yes"), ["abort", "clear_record"]),
+        (mirrored("pivot", job=None), ["clear_record"]),
         (BEFORE, ["clear_record"]),
         (Domain("vm1", "u1", False, "shutdown"), []),
         (None, []),
     ],
-    ids=["running", "mirror", "not-begun", "off", "gone"],
+    ids=["running", "mirror", "stale-mirror", "over", "off", "gone"],
 )
 def test_undoing_a_job(monkeypatch, state, calls):
     timeline = Timeline([(0, state)])
     host = host_on(monkeypatch, timeline)
     for step in (PULL, ACTIVE):
+        host._started.add("vda")
         timeline.calls.clear()
         host.undo(step)
         assert timeline.calls == calls
+
+
+@pytest.mark.parametrize("error", [CallFailed("libvirt_error", "No."), Busy("foreign_job", "No.")])
+def test_a_refused_start_owns_no_job(monkeypatch, error):
+    """What runs on the disk then is somebody else's: it is not ended, and the note that was left is taken away."""
+    timeline = Timeline([(0, with_disk(BEFORE, job=Job("pull")))])
+    timeline.refusals["pull"] = [error]
+    host = host_on(monkeypatch, timeline)
+    with pytest.raises(type(error)):
+        host.do(PULL)
+    host.undo(PULL)
+    assert "abort" not in timeline.calls and timeline.calls[-1] == "clear_record"
 
 
 @pytest.mark.parametrize("action", ["wait", "pivot", "delete", "forget"])
@@ -109,7 +126,9 @@ def test_what_has_no_way_back_is_left(monkeypatch, action):
 def test_undo_after_the_daemon_came_back(monkeypatch):
     timeline = Timeline([(0, with_disk(BEFORE, job=Job("pull")))], alive=False)
     timeline.broken = True
-    host_on(monkeypatch, timeline).undo(PULL)
+    host = host_on(monkeypatch, timeline)
+    host._started.add("vda")
+    host.undo(PULL)
     assert timeline.calls == ["reopen", "abort", "clear_record"]
 
 
@@ -161,7 +180,8 @@ def test_undoing_a_snapshot(monkeypatch, tmp_path, taken, made, metadata):
     assert commits == ([("commit", "vda", None, "vda[1]", 0, True, False), ("commit", "vdb", None, "vdb[2]", 0, True, False)] if taken else [])
     assert ("forget_snapshot" in timeline.calls) == (metadata and taken)
     assert timeline.states[-1][1] == before
-    assert not os.path.exists(paths[0]) and os.path.exists(paths[1]) == made
+    # Where the snapshot was refused, a file of that name is somebody else's.
+    assert os.path.exists(paths[0]) == (made and not taken) and os.path.exists(paths[1]) == made
 
 
 def test_a_merge_back_that_fails_leaves_the_overlay(monkeypatch, tmp_path):
@@ -216,13 +236,13 @@ def test_the_facts_of_a_path(tmp_path):
     link.symlink_to(file)
     broken.symlink_to(tmp_path / "nowhere")
     one = read_file(str(file))
-    assert (one.exists, one.kind, one.size, one.parent, one.real) == (True, "file", 5, "dir", str(file)) and one.free > 0
+    assert (one.exists, one.kind, one.size, one.parent, one.real) == (True, "file", 5, "dir", str(file))
     assert (one.device, one.inode) == (os.stat(file).st_dev, os.stat(file).st_ino)
     assert read_file(str(link)).real == str(file) and read_file(str(link)).inode == one.inode
     # A link to nowhere is in the way of a new file, but it is no file.
     assert (read_file(str(broken)).exists, read_file(str(broken)).kind) == (True, "other")
     absent = read_file(str(tmp_path / "no" / "file"))
-    assert (absent.exists, absent.kind, absent.parent, absent.free) == (False, None, None, 0)
+    assert (absent.exists, absent.kind, absent.parent) == (False, None, None)
     assert read_file(str(file / "below")).parent == "file"
     assert read_file(str(tmp_path)).kind == "dir" and read_file("/dev/null").kind == "other"
 
@@ -236,6 +256,8 @@ def test_the_facts_of_a_path(tmp_path):
         ("qemu+ssh://h/system", False),
         ("qemu+ssh://root@h:22/system?no_verify=1", False),
         ("qemu+tcp://127.0.0.1/system", False),
+        ("qemu+ext:///system?command=x", False),
+        ("qemu+ssh:///system", False),
     ],
 )
 def test_local_uris(uri, local):

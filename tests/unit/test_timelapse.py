@@ -83,7 +83,7 @@ def check_against_reality(plan, goal) -> None:
     assert mismatches(plan, (goal,)) == []
     if {"snapshot", "pull", "commit", "wait", "pivot"} & {step.action for step in plan.steps}:
         assert mismatches(plan, plan.before) != []
-        assert same_as_before(plan.before, (goal,)) != []
+        assert same_as_before(plan, (goal,)) != []
 
 
 def test_every_film_is_told():

@@ -98,7 +98,8 @@ def events(*found):
         pytest.param("ready", Timeline([(0, COPIES), (5, READY)], events((5, "ready")), down=(2.5, 9)), None, 10, id="ready-while-the-daemon-was-away"),
         pytest.param("completed", Timeline([(0, RUNS), (5, None)], down=(2.5, 9)), "guest_stopped", 9, id="guest-gone-while-the-daemon-was-away"),
         pytest.param("completed", Timeline([(0, RUNS)], down=(2.5, 1000)), "connection_lost", 3 + RECONNECT_SECONDS, id="daemon-lost-for-good"),
-        pytest.param("completed", Timeline([(0, RUNS), (2, CallFailed("libvirt_error", "No."))]), "libvirt_error", 2, id="an-error-of-a-living-daemon"),
+        pytest.param("completed", Timeline([(0, RUNS), (2, CallFailed("libvirt_error", "No."))]), "timeout", 100, id="a-look-that-fails-is-not-the-job's-end"),
+        pytest.param("completed", Timeline([(0, RUNS), (2, Unavailable("permission", "No."))]), "permission", 2, id="a-permission-taken-away"),
     ],
 )
 def test_wait(monkeypatch, until, timeline, code, ends):
@@ -149,6 +150,14 @@ def test_left_at_the_deadline(monkeypatch):
         str(error)
         == "The pull job on disk vda of guest vm1 was not completed after 5 seconds and goes on, as on_timeout asks: run the same task again to go on waiting."
     )
+
+
+def test_not_to_be_ended_at_the_deadline(monkeypatch):
+    """QEMU hangs: what cannot be ended is left, and nobody may believe that it is gone."""
+    timeline = Timeline([(0, RUNS)])
+    timeline.refusals["abort"] = [Unavailable("no_answer", "No answer.")]
+    error = wait(monkeypatch, timeline, timeout=5, on_timeout="abort")
+    assert error.code == "timeout" and error.keep and "could not be ended, so it goes on (No answer.)" in str(error)
 
 
 def test_ended_at_the_deadline(monkeypatch):

@@ -98,7 +98,7 @@ class Domain:
 
 @dataclass(frozen=True)
 class File:
-    """What the host says of a path. ``size`` and ``free`` (of its file system) in bytes; ``kind`` is file, block, dir or other.
+    """What the host says of a path. ``size`` in bytes; ``kind`` is file, block, dir or other, ``parent`` that of its directory.
 
     ``device`` and ``inode`` tell two files of one name apart; ``real`` is the path with its links resolved.
     """
@@ -111,7 +111,6 @@ class File:
     inode: int = 0
     real: str = ""
     parent: Optional[str] = None
-    free: int = 0
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ class Selection:
 class Needs:
     """What a planner has to see: the guests, the paths (as the host sees them), the image headers (path, format) and more.
 
-    ``paths_of`` names further paths once the guest is known.
+    ``paths_of`` names further paths once the guest is known. ``tolerant``: a guest whose jobs cannot be read is no failure.
     """
 
     selection: Selection
@@ -175,13 +174,15 @@ class Needs:
     paths_of: Optional[Callable[[Domain], Iterable[str]]] = None
     uses: bool = False
     snapshots: bool = False
+    tolerant: bool = False
 
 
 @dataclass(frozen=True)
 class Observed:
     """One look. ``files`` is empty where the host's files cannot be seen (``local`` is False: a remote URI).
 
-    ``uses`` is every layer of every guest; ``unread`` names the images whose headers hid a part of that.
+    ``uses`` is every layer of every guest; ``unread`` names the images whose headers hid a part of that; ``silent`` the guests
+    whose jobs could not be read.
     """
 
     domains: Tuple[Domain, ...]
@@ -190,9 +191,8 @@ class Observed:
     uses: Tuple[Use, ...] = ()
     unread: Tuple[str, ...] = ()
     snapshots: Tuple[Snapshot, ...] = ()
+    silent: Tuple[str, ...] = ()
     local: bool = True
-    libvirt: int = 0
-    qemu: int = 0
 
     @property
     def domain(self) -> Domain:
@@ -201,9 +201,9 @@ class Observed:
 
     @property
     def identity(self) -> tuple:
-        """What must not change between the look and the act."""
+        """What must not change between the look and the act. (Other guests come and go: of them only the plan can be compared.)"""
         files = tuple((path, one.exists, one.device, one.inode) for path, one in sorted(self.files.items()))
-        return (tuple(_domain_identity(domain) for domain in self.domains), files, frozenset(self.uses), self.snapshots)
+        return (tuple(_domain_identity(domain) for domain in self.domains), files, self.snapshots)
 
 
 def _domain_identity(domain: Domain) -> tuple:

@@ -48,6 +48,13 @@ class Plan:
         """Does it change the guest? Taking away a note that a killed run left behind does not count."""
         return any(step.action != FORGET for step in self.steps)
 
+    @property
+    def touched(self) -> frozenset:
+        """The disks that the steps are about; without a step, every disk."""
+        named = [step.disk for step in self.steps if step.disk is not None]
+        named += [target for step in self.steps for target, dummy in step.detail.get("overlays", ())]
+        return frozenset(named or [disk.target for domain in self.before for disk in domain.disks])
+
 
 @dataclass(frozen=True)
 class Waiting:

@@ -12,25 +12,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import time
-from dataclasses import replace
-from typing import Callable, Dict, Iterable, List, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Set, Tuple
 
 from .._core import jobs
-from .._core.chain import Chain
 from .._core.domain_xml import snapshot_xml
-from .._core.errors import CallFailed, JobFailed, LiveStorageError, Moved, TimedOut, Unavailable
-from .._core.model import ACTIVE_COMMIT, Domain, File, Image, Job, Needs, Observed, Selection, Use
+from .._core.errors import Busy, CallFailed, JobFailed, LiveStorageError, Moved, TimedOut, Unavailable
+from .._core.model import ACTIVE_COMMIT, Domain, File, Image, Job, Needs, Observed, Selection
 from .._core.plan import Step
 from . import qemu_img
-from .libvirt_host import Connection, is_local
+from .files import read_file
+from .libvirt_host import Connection
+from .uses import all_uses
 
 UNDO_SECONDS = 600.0  # how long an undo waits for a merge back
 RECONNECT_SECONDS = 60.0  # how long a lost daemon is waited for while a job runs
 GRACE_SECONDS = 2.0  # how long a job's event may come after a poll no longer saw the job
 PIVOT_TRIES = 3
-DEEPEST = 200  # libvirt's own limit for a chain
 
 
 class Host:
@@ -40,8 +38,9 @@ class Host:
         self._connection = Connection(uri, with_events)
         self._run_command = run_command
         self._clock, self._sleep = clock, sleep
-        self._local = is_local(uri)
         self._uuid: Optional[str] = None
+        self._paths: Dict[str, None] = {}  # of the first look: a later chain may no longer name them
+        self._started: Set[str] = set()  # the disks with a job that this run may end
 
     def close(self) -> None:
         self._connection.close()
@@ -53,21 +52,31 @@ class Host:
         self._reach()
         selection = self._pinned(needs.selection)
         handles = self._connection.select(selection)
-        read = [self._connection.read(one, needs.config, True, needs.capacities) for one in handles]
+        silent: List[str] = []
+        read = [self._read(one, needs, silent) for one in handles]
         domains = tuple(one for one in read if one is not None and selection.state in (None, one.state))
         if needs.selection.single and domains:
             self._uuid = domains[0].uuid
-        libvirt, qemu = self._connection.versions()
+        uses, unread = all_uses(self._connection, self._run_command) if needs.uses else ((), ())
         return Observed(
             domains,
             files=self._files(needs, domains),
             images=self._images(needs),
+            uses=uses,
+            unread=unread,
             snapshots=tuple(self._connection.snapshots(handles[0])) if needs.snapshots and domains else (),
-            local=self._local,
-            libvirt=libvirt,
-            qemu=qemu,
-            **self._uses(needs),
+            silent=tuple(silent),
+            local=self._connection.local,
         )
+
+    def _read(self, handle, needs: Needs, silent: List[str]) -> Optional[Domain]:
+        try:
+            return self._connection.read(handle, needs.config, True, needs.capacities)
+        except (CallFailed, Unavailable):
+            if not needs.tolerant or not self._connection.alive:
+                raise
+            silent.append(handle.name())
+            return self._connection.read(handle, needs.config, False)
 
     def _reach(self) -> None:
         """A connection that broke is opened again. Raises Unavailable."""
@@ -79,63 +88,16 @@ class Host:
         return Selection(uuid=self._uuid) if self._uuid and selection.single else selection
 
     def _files(self, needs: Needs, domains: Tuple[Domain, ...]) -> Dict[str, File]:
-        paths = list(needs.paths)
+        self._paths.update(dict.fromkeys(needs.paths))
         if needs.paths_of is not None and domains:
-            paths += needs.paths_of(domains[0])
-        return {path: read_file(path) for path in paths} if self._local else {}
+            self._paths.update(dict.fromkeys(needs.paths_of(domains[0])))
+        return {path: read_file(path) for path in self._paths} if self._connection.local else {}
 
     def _images(self, needs: Needs) -> Dict[str, Image]:
-        if not self._local:
+        if not self._connection.local:
             return {}
         read = ((path, qemu_img.read_image(self._run_command, path, format)) for path, format in needs.images)
         return {path: image for path, image in read if image is not None}
-
-    def _uses(self, needs: Needs) -> dict:
-        """Every layer of every guest, live and at its next start; what XML leaves open is read from the headers."""
-        if not needs.uses:
-            return {}
-        uses: List[Use] = []
-        unread: List[str] = []
-        for handle in self._connection.select(Selection()):
-            domain = self._connection.read(handle, True, False)
-            for disk in (domain.disks + domain.config) if domain is not None else ():
-                chains = [disk.chain] + ([disk.mirror.chain] if disk.mirror else [])
-                for chain in chains:
-                    places, problem = self._places(chain)
-                    uses += [Use(place, domain.name, domain.uuid, disk.target) for place in places]
-                    unread += [problem] if problem else []
-        return {"uses": tuple(dict.fromkeys(uses)), "unread": tuple(dict.fromkeys(unread))}
-
-    def _places(self, chain: Chain) -> tuple:
-        """The places of a chain, its links resolved, and the image whose header could not be read (or None)."""
-        places = list(chain.places)
-        problem = None
-        if chain.layers and chain.ends is None:
-            below, problem = self._below(chain)
-            places += [("path", path) for path in below]
-        real = [("path", os.path.realpath(place[1])) for place in places if place[0] == "path" and self._local]
-        return list(dict.fromkeys(places + real)), problem
-
-    def _below(self, chain: Chain) -> Tuple[List[str], Optional[str]]:
-        """The paths that the headers name below a chain whose end libvirt does not know."""
-        layer = chain.layers[-1]
-        path, format = layer.path, layer.format
-        found: List[str] = []
-        while format != "raw":
-            if not self._local or path is None or format is None:
-                return found, str(layer) if path is None else path
-            if not os.path.exists(path):
-                return found, None  # nothing can depend on what an image that is gone would name
-            image = qemu_img.read_image(self._run_command, path, format)
-            if image is None or (image.backing and image.backing_path is None):
-                return found, path
-            if not image.backing:
-                return found, None
-            path, format = image.backing_path, image.backing_format
-            if path in found or len(found) > DEEPEST:
-                return found, path
-            found.append(path)
-        return found, None
 
     # DO
 
@@ -170,47 +132,65 @@ class Host:
         self._connection.snapshot(handle, xml, detail["metadata"], detail["reuse_existing"])
 
     def _undo_snapshot(self, handle, target, detail) -> None:
-        """Merge each overlay that became active back into the layer below it, then remove the files that were created."""
+        """Merge each overlay that became active back into the layer below it, then remove the files that were created.
+
+        Where libvirt refused the snapshot there is nothing to remove: it takes its own files away, and a file of that name
+        that is there nevertheless is somebody else's.
+        """
+        merged = []
         for disk, overlay in detail["overlays"]:
             chain = self._now(handle).disk(disk).chain
             if chain.active.place == overlay.place and len(chain) > 1:
                 self._merge_back(handle, disk, "%s[%d]" % (disk, chain[1].index))
-        ours = {(disk, overlay.path) for disk, overlay in detail["overlays"]}
+                merged.append((disk, overlay.path))
         for one in self._connection.snapshots(handle) if detail["metadata"] else ():
-            if one.name == detail["name"] and ours & set(one.files):
+            if one.name == detail["name"] and set(merged) & set(one.files):
                 self._connection.forget_snapshot(handle, one.name)
-        used = {place for disk in self._now(handle).disks for place in disk.chain.places}
-        for path in detail["creates"]:
-            if ("path", path) not in used and os.path.exists(path):
-                os.unlink(path)
+        for dummy, path in merged:
+            if path in detail["creates"]:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
 
     def _merge_back(self, handle, disk: str, base: str) -> None:
         if self._now(handle).disk(disk).mirror is None:
             self._connection.commit(handle, disk, None, base, 0, True, False)
+            self._started.add(disk)
         waiting = {"job": ACTIVE_COMMIT, "until": jobs.READY, "timeout": UNDO_SECONDS, "poll_interval": 0.5, "on_timeout": "abort"}
         self._do_wait(handle, disk, waiting)
         self._do_pivot(handle, disk, waiting)
 
     def _do_pull(self, handle, target, detail) -> None:
-        self._begin(handle, detail["record"])
-        self._connection.pull(handle, target, detail["base"], detail["bandwidth"], detail["keep_relative"])
+        arguments = (detail["base"], detail["bandwidth"], detail["keep_relative"])
+        self._start(handle, target, detail["record"], lambda: self._connection.pull(handle, target, *arguments))
 
     def _do_commit(self, handle, target, detail) -> None:
-        self._begin(handle, detail["record"])
-        active = detail["job"] == ACTIVE_COMMIT
-        self._connection.commit(handle, target, detail["top"], detail["base"], detail["bandwidth"], active, detail["keep_relative"])
+        arguments = (detail["top"], detail["base"], detail["bandwidth"], detail["job"] == ACTIVE_COMMIT, detail["keep_relative"])
+        self._start(handle, target, detail["record"], lambda: self._connection.commit(handle, target, *arguments))
 
-    def _begin(self, handle, record) -> None:
-        """The intent is written down before the call, so that a run after a killed one knows the job again."""
+    def _start(self, handle, target: str, record, call: Callable) -> None:
+        """Start a job. The intent is written down before, so that a run after a killed one knows the job again.
+
+        A call that was refused has started nothing: what runs on the disk then is somebody else's, and the note goes.
+        """
         self._connection.events.forget()
         if record is not None:
             self._connection.write_record(handle, record)
+        self._started.add(target)
+        try:
+            call()
+        except (CallFailed, Busy):
+            self._started.discard(target)
+            self._connection.clear_record(handle, target)
+            raise
 
     def _undo_job(self, handle, target, detail) -> None:
+        if target not in self._started:
+            return
         disk = self._now(handle).disk(target)
-        if disk is not None and (disk.job is not None or disk.mirror is not None):
+        if disk is not None and disk.job is not None:
             self._connection.abort(handle, target)
         self._connection.clear_record(handle, target)
+        self._started.discard(target)
 
     _undo_pull = _undo_commit = _undo_job
 
@@ -275,9 +255,11 @@ class Host:
                 return handle, "stopped", last
         except Moved:
             return handle, "stopped", last
-        except (Unavailable, CallFailed):
-            if self._connection.alive:
+        except (Unavailable, CallFailed) as error:
+            if error.code == "permission":
                 raise
+            if self._connection.alive:  # the look failed (a lock was held, QEMU did not answer), the job did not
+                return handle, "progress", last
             self._come_back(handle.name(), target, detail, deadline, last)
             found = self._connection.handle(Selection(uuid=self._uuid))
             return (handle, "stopped", last) if found is None else (found, "progress", last)
@@ -312,7 +294,12 @@ class Host:
             detail["timeout"],
         )
         if detail["on_timeout"] == "abort":
-            self._undo_job(handle, target, detail)
+            self._started.add(target)  # adopted, and now asked to be ended
+            try:
+                self._undo_job(handle, target, detail)
+            except (CallFailed, Unavailable) as error:
+                message = "%s and could not be ended, so it goes on (%s): look at the guest, then run the same task again." % (who, error)
+                raise TimedOut("timeout", message, True, last_job=job) from error
             raise TimedOut("timeout", "%s and was ended, as on_timeout asks." % who, False, last_job=job)
         raise TimedOut("timeout", "%s and goes on, as on_timeout asks: run the same task again to go on waiting." % who, True, last_job=job)
 
@@ -324,31 +311,3 @@ class Host:
         }
         code, reason = reasons[state]
         return JobFailed(code, "The %s job on disk %s of guest %s %s." % (kind, target, name, reason), last_job=job)
-
-
-def read_file(path: str) -> File:
-    """The facts of a path on this host."""
-    parent = os.path.dirname(path)
-    base = File(path, False, parent=_kind(parent), free=_free(parent), real=os.path.realpath(path))
-    try:
-        facts = os.stat(path)
-    except OSError:
-        return replace(base, exists=os.path.lexists(path), kind="other" if os.path.lexists(path) else None)
-    return replace(base, exists=True, kind=_kind(path), size=facts.st_size, device=facts.st_dev, inode=facts.st_ino)
-
-
-def _kind(path: str) -> Optional[str]:
-    try:
-        mode = os.stat(path).st_mode
-    except OSError:
-        return None
-    kinds: Iterable = ((stat.S_ISREG, "file"), (stat.S_ISBLK, "block"), (stat.S_ISDIR, "dir"))
-    return next((word for test, word in kinds if test(mode)), "other")
-
-
-def _free(path: str) -> int:
-    try:
-        facts = os.statvfs(path)
-    except OSError:
-        return 0
-    return facts.f_bavail * facts.f_frsize

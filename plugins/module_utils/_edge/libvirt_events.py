@@ -39,7 +39,11 @@ class Events:
         self._queue: queue.Queue = queue.Queue()
         self._stopped = libvirt.VIR_DOMAIN_EVENT_STOPPED
         # Not answered: the daemon is asked for a sign of life, so that a dead connection is noticed while waiting.
-        connection.setKeepAlive(5, 3)
+        try:
+            connection.setKeepAlive(5, 3)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:  # a driver without a daemon
+                raise
         connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2, self._block_job, None)
         connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle, None)
 

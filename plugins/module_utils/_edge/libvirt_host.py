@@ -10,7 +10,9 @@ Nothing is decided here. The binding is imported lazily by name so that the pipe
 from __future__ import annotations
 
 import contextlib
+import queue
 import re
+import threading
 import time
 from dataclasses import replace
 from typing import Iterable, Iterator, List, Optional
@@ -32,8 +34,12 @@ _STATES = ("running", "running", "running", "paused", "shutdown", "shutdown", "c
 
 
 def is_local(uri: str) -> bool:
-    """Are the files of this URI's hypervisor the files of this host?"""
-    return not urlsplit(uri).netloc
+    """Are the files of this URI's hypervisor the files of this host? (An alias of libvirt.conf has to be resolved before.)"""
+    parts = urlsplit(uri)
+    return not parts.netloc and parts.scheme.partition("+")[2] in ("", "unix")
+
+
+CALL_SECONDS = 60  # more than the 30 that libvirt itself waits for the lock on a guest
 
 
 class Connection:
@@ -46,19 +52,21 @@ class Connection:
         self.uri = uri
         self._with_events = with_events
         self._open()
+        self.local = is_local(self._libvirt.getURI())
 
     def _open(self) -> None:
         try:
             self._libvirt = libvirt.open(self.uri)
+            self.events = Events(libvirt, self._libvirt) if self._with_events else None
         except libvirt.libvirtError as error:
             code = "permission" if error.get_error_code() in _denied() else "no_daemon"
             what = "refused this user" if code == "permission" else "does not answer"
             advice = "use become or polkit" if code == "permission" else "start its daemon or correct uri"
             raise Unavailable(code, "libvirt at %s %s (%s): %s." % (self.uri, what, error, advice)) from error
-        self.events = Events(libvirt, self._libvirt) if self._with_events else None
 
     def reopen(self, deadline: float, pause: float = 0.2) -> None:
         """A new connection after the old one broke, tried until ``deadline`` (monotonic seconds). Raises Unavailable."""
+        self.close()
         while True:
             try:
                 self._open()
@@ -76,16 +84,32 @@ class Connection:
             return False
 
     def close(self) -> None:
-        with contextlib.suppress(libvirt.libvirtError):
-            self._libvirt.close()
+        with contextlib.suppress(libvirt.libvirtError, Unavailable):
+            self._bounded(self._libvirt.close)
 
-    def versions(self) -> tuple:
-        """(libvirt, QEMU) as numbers: major * 1000000 + minor * 1000 + release; 0 where the driver does not say."""
-        with self.calling("read the versions of %s" % self.uri):
-            try:
-                return self._libvirt.getLibVersion(), self._libvirt.getVersion()
-            except libvirt.libvirtError:
-                return self._libvirt.getLibVersion(), 0
+    def _bounded(self, call, *arguments):
+        """The answer to a call that QEMU has a part in. Raises Unavailable (code no_answer) after CALL_SECONDS.
+
+        libvirt waits for QEMU's monitor without a limit, as with a process that hangs on dead storage, and a call into the
+        library cannot be interrupted: it is left to a thread that ends with the module.
+        """
+        answer: queue.Queue = queue.Queue()
+        threading.Thread(target=_answer, args=(answer, call, arguments), daemon=True).start()
+        try:
+            error, value = answer.get(timeout=CALL_SECONDS)
+        except queue.Empty:
+            message = "QEMU or libvirt at %s gave no answer within %d seconds, as with storage that is gone: look at the guest." % (self.uri, CALL_SECONDS)
+            raise Unavailable("no_answer", message) from None
+        if error is not None:
+            raise error
+        return value
+
+    def volume_path(self, pool: Optional[str], volume: Optional[str]) -> Optional[str]:
+        """The path of a volume, None where libvirt does not know it (now)."""
+        try:
+            return self._libvirt.storagePoolLookupByName(pool).storageVolLookupByName(volume).path()
+        except libvirt.libvirtError:
+            return None
 
     @contextlib.contextmanager
     def calling(self, doing: str) -> Iterator[None]:
@@ -98,11 +122,12 @@ class Connection:
     def _translated(self, error, doing: str):
         number = error.get_error_code()
         facts = {"libvirt_code": number}
+        busy = number == libvirt.VIR_ERR_BLOCK_COPY_ACTIVE or "already in active block job" in str(error)
         if number in _denied():
             return Unavailable("permission", "libvirt at %s does not let this user %s (%s)." % (self.uri, doing, error), **facts)
         if not self.alive:
             return Unavailable("connection_lost", "The connection to libvirt at %s broke; could not %s (%s)." % (self.uri, doing, error), **facts)
-        if number == libvirt.VIR_ERR_BLOCK_COPY_ACTIVE:
+        if busy:
             return Busy("foreign_job", "libvirt could not %s, because a block job is active (%s)." % (doing, error), **facts)
         return CallFailed("libvirt_error", "libvirt could not %s: %s." % (doing, str(error).rstrip(".")), **facts)
 
@@ -135,6 +160,18 @@ class Connection:
 
     def read(self, handle, with_config: bool, with_jobs: bool = True, with_capacities: bool = False) -> Optional[Domain]:
         """One guest as it is now, or None when it vanished. One XML, a second one only ``with_config``."""
+        domain = self._parsed(handle, with_config)
+        if domain is None or not domain.active or not with_jobs:
+            return domain
+        running = {disk.target: self.job(handle, disk.target, disk.mirror) for disk in domain.disks if disk.chain.layers}
+        if any(running.get(record.disk) is None for record in domain.records):
+            domain = self._parsed(handle, with_config)  # the job may have ended after the first XML: its chain would be the old one
+        if domain is None:
+            return None
+        disks = (replace(disk, job=running.get(disk.target)) for disk in domain.disks)
+        return replace(domain, disks=tuple(self._with_capacity(handle, disk) if with_capacities else disk for disk in disks))
+
+    def _parsed(self, handle, with_config: bool) -> Optional[Domain]:
         try:
             state = _STATES[handle.state()[0]]
             xml = handle.XMLDesc(0)
@@ -144,24 +181,18 @@ class Connection:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return None
             raise self._translated(error, "read the guest %s" % handle.name()) from error
-        domain = parse_domain(xml, active, state, persistent, config)
-        if not active or not with_jobs:
-            return domain
-        return replace(domain, disks=tuple(self._with_job(handle, disk, with_capacities) for disk in domain.disks))
+        return parse_domain(xml, active, state, persistent, config)
 
-    def _with_job(self, handle, disk, with_capacity: bool):
+    def _with_capacity(self, handle, disk):
         if not disk.chain.layers:
             return disk
-        disk = replace(disk, job=self.job(handle, disk.target, disk.mirror))
-        if not with_capacity:
-            return disk
         with self.calling("read the size of disk %s of guest %s" % (disk.target, handle.name())):
-            return replace(disk, capacity=handle.blockInfo(disk.target)[0])
+            return replace(disk, capacity=self._bounded(handle.blockInfo, disk.target)[0])
 
     def job(self, handle, target: str, mirror=None) -> Optional[Job]:
         """The block job of a disk, None where there is none. A guest that stopped meanwhile has none either."""
         try:
-            facts = handle.blockJobInfo(target, libvirt.VIR_DOMAIN_BLOCK_JOB_INFO_BANDWIDTH_BYTES)
+            facts = self._bounded(handle.blockJobInfo, target, libvirt.VIR_DOMAIN_BLOCK_JOB_INFO_BANDWIDTH_BYTES)
         except libvirt.libvirtError as error:
             if error.get_error_code() in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
                 return None
@@ -183,7 +214,7 @@ class Connection:
         flags |= 0 if metadata else libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
         flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT if reuse else 0
         with self.calling("take the snapshot of guest %s" % handle.name()):
-            handle.snapshotCreateXML(xml, flags)
+            self._bounded(handle.snapshotCreateXML, xml, flags)
 
     def forget_snapshot(self, handle, name: str) -> None:
         """Drop libvirt's metadata of a snapshot; its files stay."""
@@ -197,7 +228,7 @@ class Connection:
         flags = libvirt.VIR_DOMAIN_BLOCK_REBASE_BANDWIDTH_BYTES
         flags |= libvirt.VIR_DOMAIN_BLOCK_REBASE_RELATIVE if relative else 0
         with self.calling("start the pull on disk %s of guest %s" % (target, handle.name())):
-            handle.blockRebase(target, base, bandwidth, flags)
+            self._bounded(handle.blockRebase, target, base, bandwidth, flags)
 
     def commit(self, handle, target: str, top: Optional[str], base: str, bandwidth: int, active: bool, relative: bool) -> None:
         """``bandwidth`` in bytes per second. The BYTES bit of a commit is 1 << 4."""
@@ -205,7 +236,7 @@ class Connection:
         flags |= libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE if active else 0
         flags |= libvirt.VIR_DOMAIN_BLOCK_COMMIT_RELATIVE if relative else 0
         with self.calling("start the commit on disk %s of guest %s" % (target, handle.name())):
-            handle.blockCommit(target, base, top, bandwidth, flags)
+            self._bounded(handle.blockCommit, target, base, top, bandwidth, flags)
 
     def abort(self, handle, target: str) -> None:
         """End a job and wait for its end. A job that is gone already (error 8) is no error here."""
@@ -217,7 +248,7 @@ class Connection:
     def _end(self, handle, target: str, flags: int, doing: str) -> None:
         with self.calling("%s on disk %s of guest %s" % (doing, target, handle.name())):
             try:
-                handle.blockJobAbort(target, flags)
+                self._bounded(handle.blockJobAbort, target, flags)
             except libvirt.libvirtError as error:
                 if flags or error.get_error_code() != libvirt.VIR_ERR_INVALID_ARG:
                     raise
@@ -233,9 +264,16 @@ class Connection:
 
     def _metadata(self, handle, target: str, xml: Optional[str]) -> None:
         with self.calling("note the job on disk %s in the metadata of guest %s" % (target, handle.name())):
-            handle.setMetadata(
-                libvirt.VIR_DOMAIN_METADATA_ELEMENT, xml, RECORD_PREFIX, RECORD_URI % target, libvirt.VIR_DOMAIN_AFFECT_LIVE
+            self._bounded(
+                handle.setMetadata, libvirt.VIR_DOMAIN_METADATA_ELEMENT, xml, RECORD_PREFIX, RECORD_URI % target, libvirt.VIR_DOMAIN_AFFECT_LIVE
             )
+
+
+def _answer(answer: queue.Queue, call, arguments) -> None:
+    try:
+        answer.put((None, call(*arguments)))
+    except libvirt.libvirtError as error:
+        answer.put((error, None))
 
 
 def _silent(context, error) -> None:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from typing import Iterable, Optional, Tuple
+from typing import Iterable, List, Optional, Tuple
 
 from ..chain import normal_path
 from ..errors import Busy, Refused
@@ -45,13 +45,18 @@ def running_guest(selection: Selection, seen: Observed) -> Domain:
     return domain
 
 
-def the_disk(domain: Domain, wanted: str) -> Disk:
-    """A disk by its target (vda) or by its source path. Raises Refused (codes no_disk, ambiguous_disk)."""
+def disks_named(domain: Domain, wanted: str) -> List[Disk]:
+    """The disks that a target (vda) or a source path means."""
     disk = domain.disk(wanted)
     if disk is not None:
-        return disk
+        return [disk]
     place = ("path", normal_path(wanted))
-    found = [disk for disk in domain.disks if disk.chain.layers and disk.chain.active.place == place]
+    return [disk for disk in domain.disks if disk.chain.layers and disk.chain.active.place == place]
+
+
+def the_disk(domain: Domain, wanted: str) -> Disk:
+    """The one disk of that target or source path. Raises Refused (codes no_disk, ambiguous_disk)."""
+    found = disks_named(domain, wanted)
     if len(found) == 1:
         return found[0]
     if found:

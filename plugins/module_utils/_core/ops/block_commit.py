@@ -38,7 +38,7 @@ class Request:
         return Needs(self.selection, paths_of=self._layers, uses=True, snapshots=True)
 
     def _layers(self, domain: Domain) -> Tuple[str, ...]:
-        return files.paths_of_layers(domain, common.the_disk(domain, self.disk))
+        return tuple(path for disk in common.disks_named(domain, self.disk) for path in files.paths_of_layers(domain, disk))
 
 
 def request(params: dict) -> Request:
@@ -125,6 +125,12 @@ def _base_is_ours(domain: Domain, disk: Disk, base: int, seen: Observed) -> None
                 "The base %s of disk %s of guest %s is also a layer of disk %s of guest %s, which a commit would corrupt: choose a base above it."
                 % (disk.chain[base], disk.target, domain.name, use.disk, use.guest),
             )
+    if seen.unread:
+        raise Refused(
+            "unread",
+            "The base %s of disk %s of guest %s may be shared: the chain below %s cannot be read, so nobody knows who needs it, mend that first."
+            % (disk.chain[base], disk.target, domain.name, ", ".join(seen.unread)),
+        )
 
 
 def _job_steps(wanted: Request, domain: Domain, disk: Disk, top: int, base: int) -> Tuple[Step, ...]:

@@ -45,7 +45,7 @@ class Request:
         )
 
     def _layers(self, domain: Domain) -> Tuple[str, ...]:
-        return files.paths_of_layers(domain, common.the_disk(domain, self.disk))
+        return tuple(path for disk in common.disks_named(domain, self.disk) for path in files.paths_of_layers(domain, disk))
 
 
 def request(params: dict) -> Request:

@@ -22,7 +22,7 @@ class Request:
 
     @property
     def needs(self) -> Needs:
-        return Needs(self.selection, config=False)
+        return Needs(self.selection, config=False, tolerant=True)
 
 
 def request(params: dict) -> Request:
@@ -46,4 +46,5 @@ def plan(wanted: Request, seen: Observed) -> Plan:
     missing = [name for name in asked if name not in found]
     if missing and selection.state is None and selection.pattern is None:
         raise Refused("no_guest", "libvirt knows no guest named %s: leave the name out to list all guests." % ", ".join(missing))
-    return Plan(seen.domains, seen.domains)
+    warnings = tuple("The jobs of guest %s cannot be read now: what is returned of it has none." % name for name in seen.silent)
+    return Plan(seen.domains, seen.domains, warnings=warnings)

@@ -52,8 +52,9 @@ class Request:
         )
 
     def _default_paths(self, domain: Domain) -> Tuple[str, ...]:
-        unnamed = [disk for disk, entry in _chosen(self, domain) if entry.path is None]
-        return tuple(default_path(domain, disk, self.snapshot_name) for disk in unnamed)
+        unnamed = [disk for one in self.overlays if one.path is None for disk in common.disks_named(domain, one.disk)]
+        found = unnamed if self.overlays else _writable(domain)
+        return tuple(default_path(domain, disk, self.snapshot_name) for disk in found if disk.chain.layers and disk.chain.active.type == "file")
 
 
 def request(params: dict) -> Request:
@@ -102,11 +103,24 @@ def plan(wanted: Request, seen: Observed) -> Plan:
 def _chosen(wanted: Request, domain: Domain):
     """(disk, entry) for each disk of the snapshot; without entries, every disk that is writable."""
     if not wanted.overlays:
-        found = [disk for disk in domain.disks if disk.device == "disk" and not disk.readonly and disk.chain.layers]
+        found = _writable(domain)
         if not found:
             raise Refused("no_disks", "Guest %s has no writable disk: nothing can be snapshotted." % domain.name)
         return [(common.writable_disk(domain, disk, "a snapshot"), Overlay(disk.target)) for disk in found]
-    return [(common.writable_disk(domain, common.the_disk(domain, one.disk), "a snapshot"), one) for one in wanted.overlays]
+    return [(common.writable_disk(domain, _disk_of(domain, one), "a snapshot"), one) for one in wanted.overlays]
+
+
+def _writable(domain: Domain):
+    return [disk for disk in domain.disks if disk.device == "disk" and not disk.readonly and disk.chain.layers]
+
+
+def _disk_of(domain: Domain, entry: Overlay) -> Disk:
+    """The disk that an entry names. Named by the path of its active layer, it is the one on the new layer once that is done."""
+    if entry.path is not None and not common.disks_named(domain, entry.disk):
+        done = common.disks_named(domain, entry.path)
+        if len(done) == 1:
+            return done[0]
+    return common.the_disk(domain, entry.disk)
 
 
 def _layer(wanted: Request, domain: Domain, disk: Disk, entry: Overlay) -> Layer:
