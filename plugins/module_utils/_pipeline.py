@@ -189,7 +189,7 @@ class _Run:
             left = same_as_before(plan, now.domains) + self._removed(now)
             told = ["The guest is not as it was before: %s." % "; ".join(left) if left else "The guest is as it was before."]
             facts.update(changed=bool(left), rolled_back=not left, domains=domains_result(now.domains), diff=self._diff(plan.before, now.domains))
-            job = self._job(now.domains)
+            job = self._job(plan, now.domains)
             facts.update({"job": job} if job else {})
         sentence = str(error) if isinstance(error, (LiveStorageError, _Interrupted)) else "Unexpected %s: %s" % (type(error).__name__, error)
         return dict(facts, msg=" ".join([sentence] + told + complaints))
@@ -205,7 +205,7 @@ class _Run:
                 steps=steps_result(plan, self.done),
                 spoils=list(plan.spoils),
                 rolled_back=None,
-                job=self._job(domains),
+                job=self._job(plan, domains),
                 diff=self._diff(plan.before, domains),
             )
         return result
@@ -214,8 +214,8 @@ class _Run:
         for warning in warnings:
             self.module.warn(warning)
 
-    def _job(self, domains: tuple):
-        running = [disk.job for domain in domains for disk in domain.disks if disk.job is not None]
+    def _job(self, plan: Plan, domains: tuple):
+        running = [disk.job for domain in domains for disk in domain.disks if disk.job is not None and disk.target in plan.touched]
         return job_result(running[0]) if running else None
 
     def _diff(self, before: tuple, after: tuple) -> dict:

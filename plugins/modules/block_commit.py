@@ -17,7 +17,8 @@ description:
   - If O(top) is the active layer, the guest goes on in O(base) afterwards (the pivot). That is how an overlay is undone.
   - As soon as the job has started, O(base) holds newer data than before. The result's RV(spoils) names the layers that this
     harms for anyone who uses them alone.
-  - A base that another disk uses is refused.
+  - A base that another disk uses is refused, and so is one of which that cannot be told, because the chain of some guest cannot
+    be read to its end.
 options:
   top:
     description:

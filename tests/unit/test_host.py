@@ -12,7 +12,7 @@ import types
 import pytest
 
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import Chain, file_layer
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import Busy, CallFailed, Moved
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import Busy, CallFailed, JobFailed, Moved
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Disk, Domain, Job, Mirror, Record, Snapshot
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.plan import Step
 from ansible_collections.livestorage.libvirt.plugins.module_utils._edge.host import PIVOT_TRIES, read_file
@@ -107,13 +107,44 @@ def test_undoing_a_job(monkeypatch, state, calls):
 @pytest.mark.parametrize("error", [CallFailed("libvirt_error", "No."), Busy("foreign_job", "No.")])
 def test_a_refused_start_owns_no_job(monkeypatch, error):
     """What runs on the disk then is somebody else's: it is not ended, and the note that was left is taken away."""
-    timeline = Timeline([(0, with_disk(BEFORE, job=Job("pull")))])
+    timeline = Timeline([(0, BEFORE)])
     timeline.refusals["pull"] = [error]
     host = host_on(monkeypatch, timeline)
     with pytest.raises(type(error)):
         host.do(PULL)
+    timeline.states = [(0, with_disk(BEFORE, job=Job("pull")))]
     host.undo(PULL)
     assert "abort" not in timeline.calls and timeline.calls[-1] == "clear_record"
+
+
+def test_a_job_that_came_first_is_left_alone(monkeypatch):
+    timeline = Timeline([(0, with_disk(BEFORE, job=Job("pull")))])
+    host = host_on(monkeypatch, timeline)
+    with pytest.raises(Busy):
+        host.do(PULL)
+    host.undo(PULL)
+    assert timeline.calls == []
+
+
+def test_a_job_that_follows_ours_is_left_alone(monkeypatch):
+    """Ours is over, whatever came of it; what runs on the disk afterwards is somebody else's."""
+    timeline = Timeline([(0, BEFORE)], [(1, "canceled", "vda")])
+    host = host_on(monkeypatch, timeline)
+    host.do(PULL)
+    with pytest.raises(JobFailed):
+        host.do(Step("wait", "vda", {"job": "pull", "until": "completed", "timeout": 9, "poll_interval": 1, "on_timeout": "leave"}))
+    timeline.states = [(0, with_disk(BEFORE, job=Job("copy")))]
+    host.undo(PULL)
+    assert "abort" not in timeline.calls
+
+
+def test_a_foreign_mirror_is_not_pivoted_by_an_undo(monkeypatch):
+    top = file_layer("/top", "qcow2", 2)
+    timeline = Timeline([(0, with_disk(mirrored("yes"), chain=Chain((top, BASE), True)))])
+    host = host_on(monkeypatch, timeline)
+    with pytest.raises(Busy):
+        host.undo(snapshot(("vda", top), creates=()))
+    assert "pivot" not in timeline.calls
 
 
 @pytest.mark.parametrize("action", ["wait", "pivot", "delete", "forget"])

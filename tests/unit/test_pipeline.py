@@ -165,7 +165,8 @@ def operation(plan, changes=True):
 @pytest.fixture(name="go")
 def _go(monkeypatch):
     """Run the pipeline over a world; (failed, result, warnings)."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+    # What starts the tests may ignore signals (nohup, a shell's background jobs), and what is ignored stays ignored.
+    kept = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
     monkeypatch.setattr(_pipeline, "Host", FakeHost)
     monkeypatch.setattr(_pipeline, "PACKAGES", ())
 
@@ -443,6 +444,14 @@ def test_check_mode_and_the_real_run_tell_the_same(go):
     for found in (predicted, real):
         found["steps"] = [dict(step, begun=None) for step in found["steps"]]
     assert predicted == real
+
+
+def test_an_ignored_signal_stays_ignored(go):
+    """As under nohup: the terminal may close, the run goes on."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    failed, found, dummy = go(World(scripts=dict(GOOD, pull=killed(signal.SIGHUP, RUNNING))), PULL)
+    assert not failed and found["changed"]
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def test_nothing_to_do_is_one_look(go):

@@ -128,12 +128,16 @@ class Image:
 
 @dataclass(frozen=True)
 class Use:
-    """A layer that some guest's disk uses: in its live chain or in the chain of its next start."""
+    """A layer that some guest's disk uses: in its live chain or in the chain of its next start.
+
+    ``layer`` is the place as the XML writes it, where it was resolved to this one (a volume to its path, a link to its target).
+    """
 
     place: tuple
     guest: str
     uuid: str
     disk: str
+    layer: tuple = ()
 
 
 @dataclass(frozen=True)

@@ -146,13 +146,15 @@ class Host:
         for one in self._connection.snapshots(handle) if detail["metadata"] else ():
             if one.name == detail["name"] and set(merged) & set(one.files):
                 self._connection.forget_snapshot(handle, one.name)
+        used = {place for disk in self._now(handle).disks for place in disk.chain.places}
         for dummy, path in merged:
-            if path in detail["creates"]:
+            if path in detail["creates"] and ("path", path) not in used:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
 
     def _merge_back(self, handle, disk: str, base: str) -> None:
-        if self._now(handle).disk(disk).mirror is None:
+        if disk not in self._started:
+            self._no_job(handle, disk)
             self._connection.commit(handle, disk, None, base, 0, True, False)
             self._started.add(disk)
         waiting = {"job": ACTIVE_COMMIT, "until": jobs.READY, "timeout": UNDO_SECONDS, "poll_interval": 0.5, "on_timeout": "abort"}
@@ -172,6 +174,7 @@ class Host:
 
         A call that was refused has started nothing: what runs on the disk then is somebody else's, and the note goes.
         """
+        self._no_job(handle, target)
         self._connection.events.forget()
         if record is not None:
             self._connection.write_record(handle, record)
@@ -180,8 +183,16 @@ class Host:
             call()
         except (CallFailed, Busy):
             self._started.discard(target)
-            self._connection.clear_record(handle, target)
+            if record is not None:
+                with contextlib.suppress(LiveStorageError):  # the first error is the one reported
+                    self._connection.clear_record(handle, target)
             raise
+
+    def _no_job(self, handle, target: str) -> None:
+        """Raises Busy if a job came to the disk after the plan was made."""
+        disk = self._now(handle).disk(target)
+        if disk is not None and (disk.job is not None or disk.mirror is not None):
+            raise Busy("foreign_job", "A job that this task did not start came to disk %s of guest %s: let it end, then run again." % (target, handle.name()))
 
     def _undo_job(self, handle, target, detail) -> None:
         if target not in self._started:
@@ -199,6 +210,7 @@ class Host:
         for attempt in range(PIVOT_TRIES):
             try:
                 self._connection.pivot(handle, target)
+                self._started.discard(target)
                 return
             except CallFailed:
                 mirror = self._now(handle).disk(target).mirror
@@ -241,6 +253,8 @@ class Host:
             state = jobs.advance(state, word)
         if state == jobs.VANISHED:
             state = self._last_word(target, state)
+        if state != jobs.READY:
+            self._started.discard(target)  # it is over: what runs there from now on is somebody else's
         if state != jobs.READY and state != jobs.GUEST_GONE:
             with contextlib.suppress(Unavailable):  # how the job ended matters more; a note that stays is taken away by the next run
                 self._connection.clear_record(handle, target)

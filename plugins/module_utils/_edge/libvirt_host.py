@@ -56,7 +56,7 @@ class Connection:
 
     def _open(self) -> None:
         try:
-            self._libvirt = libvirt.open(self.uri)
+            self._libvirt = self._bounded(libvirt.open, self.uri)
             self.events = Events(libvirt, self._libvirt) if self._with_events else None
         except libvirt.libvirtError as error:
             code = "permission" if error.get_error_code() in _denied() else "no_daemon"
@@ -272,7 +272,7 @@ class Connection:
 def _answer(answer: queue.Queue, call, arguments) -> None:
     try:
         answer.put((None, call(*arguments)))
-    except libvirt.libvirtError as error:
+    except (libvirt.libvirtError, TypeError, ValueError, OverflowError) as error:  # raised again where it was asked
         answer.put((error, None))
 
 

@@ -31,28 +31,30 @@ def all_uses(connection: Connection, run_command: Callable) -> Tuple[Tuple[Use, 
         for disk in (domain.disks + domain.config) if domain is not None else ():
             for chain in [disk.chain] + ([disk.mirror.chain] if disk.mirror else []):
                 places, problems = _places(connection, run_command, chain)
-                uses += [Use(place, domain.name, domain.uuid, disk.target) for place in places]
+                uses += [Use(place, domain.name, domain.uuid, disk.target, written) for place, written in places]
                 unread += problems
     return tuple(dict.fromkeys(uses)), tuple(dict.fromkeys(unread))
 
 
 def _places(connection: Connection, run_command: Callable, chain: Chain) -> tuple:
-    """The places of a chain, volumes and links resolved, and the layers of which something stays unknown."""
-    places = list(chain.places)
+    """(place, place as written) of a chain's layers, volumes and links resolved, and the layers of which something is unknown."""
+    places = [(place, ()) for place in chain.places]
     problems: List[str] = []
     path: Optional[str] = None
     for layer in chain.layers:
         path = _path(connection, layer)
         if path is not None:
-            places.append(("path", path))
+            places.append((("path", path), layer.place))
         elif layer.type == "volume":
             problems.append(str(layer))
     if chain.layers and chain.ends is None:
         last = chain.layers[-1]
         below, problem = _below(run_command, path, last.format, str(last), connection.local)
-        places += [("path", one) for one in below]
+        places += [(("path", one), ()) for one in below]
         problems += [problem] if problem else []
-    real = [("path", os.path.realpath(place[1])) for place in places if place[0] == "path" and connection.local]
+    real = [
+        (("path", os.path.realpath(place[1])), written or place) for place, written in places if place[0] == "path" and connection.local
+    ]
     return list(dict.fromkeys(places + real)), problems
 
 

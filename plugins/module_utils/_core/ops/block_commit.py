@@ -69,7 +69,7 @@ def plan(wanted: Request, seen: Observed) -> Plan:
     after = with_chain(domain, disk.target, commit(disk.chain, top, base))
     merged = disk.chain.layers[top:base]
     steps = _job_steps(wanted, domain, disk, top, base)
-    _base_is_ours(domain, disk, base, seen)
+    _base_is_ours(domain, disk, base, seen, starts=any(step.action == COMMIT_STEP for step in steps))
     removals: Tuple[Step, ...] = ()
     if wanted.delete_merged:
         paths = tuple(layer.path for layer in merged if layer.path)
@@ -114,10 +114,11 @@ def _range(wanted: Request, domain: Domain, disk: Disk) -> Tuple[int, int]:
     return top, base
 
 
-def _base_is_ours(domain: Domain, disk: Disk, base: int, seen: Observed) -> None:
-    """A base that another disk needs must not be written to."""
+def _base_is_ours(domain: Domain, disk: Disk, base: int, seen: Observed, starts: bool) -> None:
+    """A base that another disk needs must not be written to. What is not known only matters before the first write."""
     path = disk.chain[base].path
     places = {disk.chain[base].place} | (files.places_of(path, seen) if path else set())
+    places |= {use.place for use in seen.uses if (use.uuid, use.disk) == (domain.uuid, disk.target) and use.layer == disk.chain[base].place}
     for use in seen.uses:
         if use.place in places and (use.uuid, use.disk) != (domain.uuid, disk.target):
             raise Refused(
@@ -125,7 +126,13 @@ def _base_is_ours(domain: Domain, disk: Disk, base: int, seen: Observed) -> None
                 "The base %s of disk %s of guest %s is also a layer of disk %s of guest %s, which a commit would corrupt: choose a base above it."
                 % (disk.chain[base], disk.target, domain.name, use.disk, use.guest),
             )
-    if seen.unread:
+    if starts and seen.unread and not seen.local:
+        raise Refused(
+            "remote_files",
+            "Whether another guest needs the base %s of disk %s of guest %s cannot be seen through a remote URI: run this task on the guest's host."
+            % (disk.chain[base], disk.target, domain.name),
+        )
+    if starts and seen.unread:
         raise Refused(
             "unread",
             "The base %s of disk %s of guest %s may be shared: the chain below %s cannot be read, so nobody knows who needs it, mend that first."

@@ -10,7 +10,7 @@ import posixpath
 from dataclasses import dataclass
 from typing import Optional, Tuple
 
-from ..chain import Layer, file_layer, snapshot
+from ..chain import Layer, file_layer, normal_path, snapshot
 from ..errors import Refused
 from ..model import Disk, Domain, Needs, Observed, Selection, with_chain
 from ..plan import SNAPSHOT, Plan, Step
@@ -118,7 +118,7 @@ def _disk_of(domain: Domain, entry: Overlay) -> Disk:
     """The disk that an entry names. Named by the path of its active layer, it is the one on the new layer once that is done."""
     if entry.path is not None and not common.disks_named(domain, entry.disk):
         done = common.disks_named(domain, entry.path)
-        if len(done) == 1:
+        if len(done) == 1 and ("path", normal_path(entry.disk)) in done[0].chain.places[1:]:
             return done[0]
     return common.the_disk(domain, entry.disk)
 
