@@ -4,11 +4,12 @@
 
 STAGES := units lint docs-lint package sanity lab-test integration molecule
 
-.PHONY: help demo test setup $(STAGES) bench clean
+.PHONY: help demo test setup $(STAGES) bench libvirt-xml clean
 help:
 	@echo 'make demo         a live block move on a real guest, in a lab host of its own'
 	@echo 'make test         all tests; or one part of them: $(STAGES)'
 	@echo 'make bench        the benchmarks'
+	@echo 'make libvirt-xml  the XML reader on the test data of libvirt itself, whose source is fetched'
 	@echo 'make setup        only what the above need: Debian packages and build/venv'
 	@echo 'make clean        takes the labs down and removes build/'
 
@@ -26,6 +27,9 @@ $(STAGES): setup
 
 bench: setup
 	@tests/tools/run --root tests/bench/run
+
+libvirt-xml: setup
+	@tests/tools/libvirt-xml
 
 clean:
 	@tests/tools/clean

@@ -52,7 +52,7 @@ class Timeline:
     def _state(self):
         return [guest for second, guest in self.states if second <= self.now][-1]
 
-    def read(self, handle, with_config, with_jobs=True, with_capacities=False):
+    def read(self, handle, with_config, with_jobs=True, with_capacities=False, with_paths=False):
         if self.is_down or self.broken:
             self.broken, self.alive = True, False
             raise Unavailable("connection", "The connection broke.")
@@ -105,7 +105,7 @@ class Timeline:
 def host_on(monkeypatch, timeline):
     """A Host whose connection is the timeline, about the guest u1."""
     monkeypatch.setattr(edge, "Connection", lambda uri, with_events: timeline)
-    host = edge.Host("qemu:///system", True, None, clock=timeline.clock, sleep=timeline.sleep)
+    host = edge.Host("qemu:///system", True, clock=timeline.clock, sleep=timeline.sleep)
     host._uuid = "u1"
     return host
 

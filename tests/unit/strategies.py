@@ -2,15 +2,16 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""hypothesis strategies: layers of every type, chains, disks."""
+"""hypothesis strategies: layers of every type, chains, disks, and chains with everything that a layer can have."""
 
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import Chain, Layer
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import HEADER, NO_FACTS, XML, Chain, Facts, Layer
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Disk, Mirror
 
 FORMATS = ("raw", "qcow2", "qed", "vmdk", "luks")
@@ -95,7 +96,73 @@ def disks(draw, words=WORDS, known_formats=False):
     if chain.layers and draw(st.booleans()):
         mirror = Mirror(draw(st.sampled_from(["copy", "active-commit"])), draw(st.sampled_from([None, "yes", "abort", "pivot"])), draw(drawn))
     flags = {name: draw(st.booleans()) for name in ("readonly", "shareable", "transient")}
-    return Disk("vda", chain, "disk", draw(st.sampled_from(["virtio", "scsi", None])), mirror=mirror, **flags)
+    driver = (("type", chain.active.format),) if chain.layers and chain.active.format else ()
+    return Disk("vda", chain, "disk", draw(st.sampled_from(["virtio", "scsi", None])), mirror=mirror, driver=driver, **flags)
+
+
+def _facts(slices=(), *rest, **more):
+    return Facts(tuple((("offset", str(start)), ("size", "4096"), ("type", "storage")) for start in slices), *rest, **more)
+
+
+NO_RELABEL = (("model", "dac"), ("relabel", "no"))
+# What libvirt tells of a layer beside its place: lists again, since drawing each part is many times as slow.
+FACTS = st.sampled_from(
+    [
+        NO_FACTS,
+        NO_FACTS,
+        _facts([0]),
+        _facts([0, 4096], startup_policy="optional"),
+        _facts(reservations="yes", auth="me"),
+        _facts(reservations="no", encryption="luks"),
+        _facts(encryption="qcow", seclabels=(NO_RELABEL,)),
+        _facts([7], "no", "luks", "me", (NO_RELABEL, (("model", "selinux"), ("relabel", "yes"), ("label", "a:b"))), "requisite"),
+    ]
+)
+NBD_STORE = Layer("network", (("name", "e"), ("protocol", "nbd")), "raw", 100, ((("name", "h"), ("port", "1")),))
+STORES = st.sampled_from(
+    [
+        None,
+        None,
+        None,
+        Layer("file", (("file", "/store/a"),), "raw"),
+        Layer("file", (("file", "/store/b"),), "raw", 101),
+        Layer("block", (("dev", "/dev/store"),), "raw", 102),
+        NBD_STORE,
+    ]
+)
+
+
+@st.composite
+def families(draw, deepest=2, knowledge=(XML,)):
+    """Chains whose layers have facts, details, data files and siblings (with families of their own) now and then."""
+    chain = draw(chains(most=3, words=SAFE))
+    layers = []
+    for layer in chain.layers:
+        details = ()
+        if layer.type == "network" and draw(st.booleans()):
+            details = tuple((name, draw(SAFE)) for name in ("config", "initiator", "snapshot") if draw(st.booleans()))
+        branches = draw(st.lists(families(deepest=deepest - 1, knowledge=knowledge), max_size=2)) if deepest and draw(st.integers(0, 3)) == 0 else []
+        layers.append(
+            replace(layer, details=details, facts=draw(FACTS), store=draw(STORES), branches=tuple(branches), known_from=draw(st.sampled_from(knowledge)))
+        )
+    # What is below the first child follows it in the chain: without one there are no siblings.
+    last = replace(layers[-1], branches=())
+    return replace(chain, layers=tuple(layers[:-1]) + (last,))
+
+
+@st.composite
+def families_of_all_sources(draw):
+    return draw(families(knowledge=(XML, HEADER)))
+
+
+@st.composite
+def full_disks(draw):
+    """Disks as a running guest may have them, with all that is read of them."""
+    chain = draw(families())
+    names = [name for name in ("cache", "discard", "io") if draw(st.booleans())]
+    driver = [(name, draw(SAFE)) for name in names] + ([("type", chain.active.format)] if chain.active.format else [])
+    mirror = Mirror("copy", draw(st.sampled_from([None, "yes"])), draw(families(deepest=0))) if draw(st.booleans()) else None
+    return Disk("vda", chain, "disk", "virtio", mirror=mirror, driver=tuple(sorted(driver)), alias=draw(st.one_of(st.none(), SAFE)))
 
 
 def overlays(words=WORDS):

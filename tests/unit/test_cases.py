@@ -6,6 +6,10 @@
 
 cases/<planner>/*.json has ``params``, ``guests`` (see ``support.guest``) and what else the host shows, then ``plan`` or
 ``error`` with a ``code`` and the whole ``message``. cases/calls/*.json calls a function of the core by itself.
+
+A case of disk_chain_info is a whole host (see ``case_host``). It ends with ``findings``, all of them and whole (where they are,
+code, severity, layer, expected, actual, message), with what the result ``shows`` at some paths, or with ``error``. ``near`` names
+the code of a finding that the case just misses.
 """
 
 from __future__ import annotations
@@ -13,19 +17,26 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import json
 
 import pytest
 
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core import errors
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import Layer, file_layer, normal_path
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.findings import CODES
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.render import steps_result
+from ansible_collections.livestorage.libvirt.tests.unit.case_host import CaseHost
 from ansible_collections.livestorage.libvirt.tests.unit.support import COLLECTION, HERE, ROOT, guest, load, observed, operation, params_for, written
 
 CASES = HERE / "cases"
 ERRORS = dict(inspect.getmembers(errors, inspect.isclass))
 FILES = sorted(CASES.glob("*/*.json"))
 PLANNED = [path for path in FILES if path.parent.name != "calls"]
+CHANGING = [path for path in PLANNED if operation(path.parent.name).CHANGES]
+LOOKING = [path for path in PLANNED if path not in CHANGING]
 KEYS = {"about", "params", "guests", "jobs", "capacities", "files", "images", "uses", "unread", "snapshots", "local", "plan", "error"}
+LOOKING_KEYS = {"about", "params", "guests", "files", "processes", "volumes", "pools", "local", "warnings", "findings", "shows", "near", "error"}
+GUEST_KEYS = {"xml", "config", "replace", "active", "state", "persistent", "jobs", "snapshots", "sizes", "qemu", "silent"}
 OF_A_LAYER = {"not_in_chain", "base_is_active", "base_not_below", "base_shared", "in_use", "still_in_chain", "not_a_file", "unread", "remote_files"}
 # What is wrong with the guest as a whole names no disk.
 OF_THE_GUEST = {"no_guest", "not_running", "no_disks", "name_taken"}
@@ -47,7 +58,7 @@ def outcome(path):
         return request, seen, error
 
 
-@pytest.mark.parametrize("path", PLANNED, ids=name_of)
+@pytest.mark.parametrize("path", CHANGING, ids=name_of)
 def test_case(path):
     case = load(path)
     assert set(case) <= KEYS and ("plan" in case) != ("error" in case)
@@ -96,14 +107,84 @@ def plain(detail):
     return {key: plain(value) for key, value in detail.items()} if hasattr(detail, "items") else detail
 
 
-@pytest.mark.parametrize("path", [path for path in PLANNED if "error" in load(path)], ids=name_of)
+def looked(path, monkeypatch):
+    """(the warnings, the result, the error or None) of a case of disk_chain_info."""
+    case, planner = load(path), operation(path.parent.name)
+    warnings: list = []
+    try:
+        request = planner.request(params_for(path.parent.name, case["params"]))
+        seen = CaseHost(monkeypatch, case, CASES).observe(request.needs)
+        plan = planner.plan(request, seen)
+        assert plan.before == plan.after == seen.domains and plan.steps == ()
+        warnings += plan.warnings
+        return warnings, planner.report(request, seen), None
+    except errors.LiveStorageError as error:
+        return warnings, error.facts, error
+
+
+def findings_of(result: dict) -> list:
+    """Every finding of a result as a list, with the disk or the image first."""
+    found = [("%s/%s" % (domain["name"], disk["disk"]), disk) for domain in result["domains"] for disk in domain["disks"]]
+    found += [(image["path"], image) for image in result["images"]]
+    return [[where] + list(one.values()) for where, holder in found for one in holder["findings"]]
+
+
+def value_at(result, path: str):
+    for part in path.split("/"):
+        result = result[int(part)] if isinstance(result, list) else result[part]
+    return result
+
+
+@pytest.mark.parametrize("path", LOOKING, ids=name_of)
+def test_look(path, monkeypatch):
+    case = load(path)
+    assert set(case) <= LOOKING_KEYS and all(set(one) <= GUEST_KEYS for one in case["guests"])
+    warnings, result, error = looked(path, monkeypatch)
+    told = error and {"kind": type(error).__name__, "code": error.code, "message": str(error)}
+    assert told == (dict({"kind": "Refused"}, **case["error"]) if "error" in case else None)
+    assert warnings == case.get("warnings", [])
+    if "domains" not in result:
+        assert not {"findings", "shows"} & set(case)
+        return
+    json.dumps(result)  # plain data
+    assert ("findings" in case) == bool(case["params"].get("validate") or case["params"].get("fail_on"))
+    if "findings" in case:
+        found = findings_of(result)
+        assert found == case["findings"]
+        assert case.get("near") not in {one[1] for one in found}
+    else:
+        assert not any("findings" in disk for domain in result["domains"] for disk in domain["disks"])
+    shows = case.get("shows", {})
+    assert {where: value_at(result, where) for where in shows} == shows
+
+
+def test_every_finding_has_a_case_and_a_near_miss():
+    cases = [load(path) for path in LOOKING]
+    assert {one[1] for case in cases for one in case.get("findings", ())} == set(CODES)
+    assert {case["near"] for case in cases if "near" in case} == set(CODES)
+
+
+@pytest.mark.parametrize("path", [path for path in LOOKING if load(path).get("findings")], ids=name_of)
+def test_findings_say_where_and_what_to_do(path):
+    """One sentence with the guest and its disk, or the image, and then the way out."""
+    for where, code, severity, layer, expected, actual, message in load(path)["findings"]:
+        assert severity == CODES[code]
+        guest_name, dummy, disk = where.partition("/")
+        named = "disk %s of guest %s" % (disk, guest_name) if guest_name else where
+        assert named in message or (code == "orphaned_guest" and "Guest %s " % guest_name in message and "disk %s" % disk in message)
+        assert message.startswith(("libvirt ", message[0].upper())) and message.endswith(".") and "\n" not in message and ".." not in message.replace("../", "")
+        assert "None" not in message and "%" not in message
+        assert any(mark in message for mark in (":", ";")) and (expected, actual) != (layer, layer)
+
+
+@pytest.mark.parametrize("path", [path for path in CHANGING if "error" in load(path)], ids=name_of)
 def test_messages_say_where(path):
     """A refusal of the plan names the guest, the disk, and the layer or file where one is concerned."""
     case = load(path)
     request, _seen, error = outcome(path)
     message = str(error)
     assert message.endswith(".") and "\n" not in message and not message.endswith("..")
-    if request is None or path.parent.name == "disk_chain_info":
+    if request is None:
         return  # an option that is wrong in itself: no guest was looked at
     selection = request.selection
     if error.code == "no_guest":

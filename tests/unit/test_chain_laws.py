@@ -17,6 +17,7 @@ from lxml import etree
 
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import (
     Chain,
+    Facts,
     Layer,
     commit,
     copy,
@@ -29,8 +30,19 @@ from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain im
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.domain_xml import chain_xml, parse_domain, parse_snapshot, snapshot_xml
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import Unavailable
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Disk
-from ansible_collections.livestorage.libvirt.tests.unit.strategies import SAFE, chains, disks, overlays, places, vhost
+from ansible_collections.livestorage.libvirt.tests.unit.strategies import (
+    SAFE,
+    chains,
+    disks,
+    families,
+    families_of_all_sources,
+    full_disks,
+    overlays,
+    places,
+    vhost,
+)
 from ansible_collections.livestorage.libvirt.tests.unit.support import SCHEMAS
+from ansible_collections.livestorage.libvirt.tests.unit.xml_writer import SECRET, disk_xml
 
 GUEST = "<domain type='kvm'><name>vm1</name><memory>1024</memory><os><type>hvm</type></os><devices>%s</devices></domain>"
 
@@ -156,6 +168,70 @@ def test_an_empty_drive_has_nothing_to_work_on(call):
         call(Chain())
 
 
+# Chains with siblings
+
+
+def size(chain) -> int:
+    return sum(1 + sum(map(size, layer.branches)) for layer in chain.layers)
+
+
+@given(families_of_all_sources())
+def test_a_walk_meets_every_layer_once_from_the_top_down(chain):
+    found = chain.walk()
+    assert [place.position for place in found] == list(range(size(chain)))
+    assert tuple(place.layer for place in found[: len(chain)]) == chain.layers
+    assert (found[0].parent, found[0].depth) == (None, 0)
+    for place in found[1:]:
+        above = found[place.parent]
+        assert above.position < place.position and above.depth + 1 == place.depth
+    children = {place.position: [one for one in found if one.parent == place.position] for place in found}
+    for place in found:
+        below = [one.layer for one in children[place.position]]
+        siblings = [branch.active for branch in place.layer.branches]
+        assert below[len(below) - len(siblings) :] == siblings and len(below) - len(siblings) in (0, 1)
+        # A layer with something below it is no end; what is known of the others is what their own chain says.
+        assert (place.terminated is False) == bool(children[place.position])
+    assert chain.branched == (size(chain) > len(chain))
+
+
+@given(families(), st.integers(1, 99), st.integers(0, 9))
+def test_a_walk_can_begin_anywhere(chain, first, depth):
+    for one, moved in zip(chain.walk(), chain.walk(first, 0, depth)):
+        assert (moved.position, moved.depth) == (one.position + first, one.depth + depth)
+        assert moved.parent == (0 if one.parent is None else one.parent + first)
+        assert (moved.layer, moved.terminated) == (one.layer, one.terminated)
+
+
+@given(families_of_all_sources())
+def test_images_are_the_layers_and_their_data_files(chain):
+    found, layers = list(chain.images()), [place.layer for place in chain.walk()]
+    stores = [layer.store for layer in layers if layer.store is not None]
+    assert len(found) == len(layers) + len(stores)
+    assert all(any(one is image for one in found) for image in layers + stores)
+    if not chain.branched and not stores:
+        assert found == list(chain.layers)
+
+
+@given(families_of_all_sources())
+def test_a_map_changes_every_image_once_and_nothing_else(chain):
+    assert chain.map(lambda layer: layer) == chain
+    met = []
+
+    def mark(layer):
+        met.append(layer.place)
+        return replace(layer, format="marked")
+
+    marked = chain.map(mark)
+    assert sorted(met, key=str) == sorted((image.place for image in chain.images()), key=str)
+    assert all(image.format == "marked" for image in marked.images())
+    assert marked.map(lambda layer: replace(layer, format=None)) == chain.map(lambda layer: replace(layer, format=None))
+    assert [place[:3] for place in marked.walk()] == [place[:3] for place in chain.walk()]
+
+
+def test_an_empty_drive_has_nothing_to_walk():
+    assert Chain().walk() == [] and list(Chain().images()) == [] and Chain().map(lambda layer: None) == Chain() and not Chain().branched
+
+
 # Places and shapes
 
 
@@ -208,6 +284,13 @@ def test_a_disk_comes_back_from_its_xml(disk):
     assert domain_of(chain_xml(disk)).disks == (disk,)
 
 
+@given(full_disks())
+def test_all_that_is_read_comes_back(disk):
+    xml = disk_xml(disk)
+    assert domain_of(xml).disks == (disk,)
+    assert SECRET not in repr(domain_of(xml))
+
+
 @given(disks())
 def test_the_definition_of_a_guest_that_is_off_is_its_next_start(disk):
     xml = GUEST % chain_xml(disk)
@@ -245,7 +328,8 @@ def test_attributes_that_say_nothing_about_the_place():
         "<source protocol='nbd' name='x' tls='yes' tlsHostname='h' index='3' startupPolicy='optional'><host name='a' port='1'/><reconnect delay='1'/></source>"
     )
     layer = domain_of("<disk type='network'>%s<target dev='vda'/></disk>" % source).disks[0].chain[0]
-    assert layer == Layer("network", (("name", "x"), ("protocol", "nbd")), None, 3, ((("name", "a"), ("port", "1")),))
+    hosts = ((("name", "a"), ("port", "1")),)
+    assert layer == Layer("network", (("name", "x"), ("protocol", "nbd")), None, 3, hosts, facts=Facts(startup_policy="optional"))
 
 
 def test_the_longest_chain_that_libvirt_allows():

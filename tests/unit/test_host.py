@@ -296,9 +296,9 @@ def test_local_uris(uri, local):
 
 
 def test_a_header_is_read_with_its_format_and_nothing_else():
-    command = info_command("/-x", "raw")
-    assert command[:2] == ["qemu-img", "info"] and command[-2:] == ["--", "/-x"]
-    assert "-U" in command and command[command.index("-f") + 1] == "raw" and "--backing-chain" not in command
+    command = info_command(7, "qcow2")
+    assert command[:2] == ["qemu-img", "info"] and command[-2:] == ["--", "/proc/self/fd/7"]
+    assert "-U" in command and command[command.index("-f") + 1] == "qcow2" and "--backing-chain" not in command
 
 
 class Binding:

@@ -19,7 +19,7 @@ import pytest
 
 from ansible_collections.livestorage.libvirt.plugins.module_utils import _pipeline
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import Chain, file_layer
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import CallFailed, JobFailed, Refused, TimedOut, Unavailable
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import CallFailed, FindingsMet, JobFailed, Refused, TimedOut, Unavailable
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Disk, Domain, File, Job, Observed
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.plan import Plan, Step
 
@@ -111,7 +111,7 @@ def nothing(world):
 class FakeHost:
     world = None
 
-    def __init__(self, uri, with_events, run_command):
+    def __init__(self, uri, with_events):
         self.world.call("open")
         assert uri == "test:///default"
 
@@ -146,8 +146,8 @@ class FakeModule:
         raise Exit(True, result)
 
 
-def operation(plan, changes=True):
-    """A planner that always gives that plan, or raises it."""
+def operation(plan, changes=True, met=None):
+    """A planner that always gives that plan, or raises it. ``met``: what its report raises."""
 
     def request(params):
         if isinstance(plan, Refused) and plan.code == "early":
@@ -159,7 +159,12 @@ def operation(plan, changes=True):
             raise plan
         return plan(seen) if callable(plan) else plan
 
-    return types.SimpleNamespace(request=request, plan=planned, CHANGES=changes)
+    def report(wanted, seen):
+        if met is not None:
+            raise met
+        return {"changed": False, "domains": [seen.domain.name], "images": []}
+
+    return types.SimpleNamespace(request=request, plan=planned, report=report, CHANGES=changes)
 
 
 @pytest.fixture(name="go")
@@ -170,11 +175,11 @@ def _go(monkeypatch):
     monkeypatch.setattr(_pipeline, "Host", FakeHost)
     monkeypatch.setattr(_pipeline, "PACKAGES", ())
 
-    def go(world, plan, check_mode=False, changes=True):
+    def go(world, plan, check_mode=False, changes=True, met=None):
         monkeypatch.setattr(FakeHost, "world", world)
         module = FakeModule(check_mode)
         with pytest.raises(Exit) as ended:
-            _pipeline.run(module, operation(plan, changes))
+            _pipeline.run(module, operation(plan, changes, met))
         return ended.value.failed, ended.value.result, module.warnings
 
     yield go
@@ -502,14 +507,24 @@ def test_a_failure_before_anything_was_done(go, plan, world, code, changes):
     world = World(scripts=dict(world.scripts))
     failed, found, dummy = go(world, plan, changes=changes)
     assert failed and found["code"] == code and found["changed"] is False and found["domains"] == []
-    assert set(found) - {"msg", "code", "exception"} == (CHANGED if changes else {"changed", "domains"})
+    assert set(found) - {"msg", "code", "exception"} == (CHANGED if changes else {"changed", "domains", "images"})
     assert not {"pull", "wait", "undo pull"} & set(world.calls)
     assert "open" not in world.calls or world.calls[-1] == "close" or code == "no_daemon"
 
 
-def test_an_info_module_returns_what_is(go):
-    failed, found, dummy = go(World(), Plan((BEFORE,), (BEFORE,)), changes=False)
-    assert not failed and set(found) == {"changed", "domains"}
+@pytest.mark.parametrize("check_mode", [True, False])
+def test_an_info_module_returns_its_own_report_after_one_look(go, check_mode):
+    world = World()
+    failed, found, warnings = go(world, Plan((BEFORE,), (BEFORE,), warnings=("Mind it.",)), check_mode, changes=False)
+    assert not failed and found == {"changed": False, "domains": ["vm1"], "images": []} and warnings == ["Mind it."]
+    assert world.calls == ["open", "look", "close"]
+
+
+def test_findings_that_are_a_failure_come_with_the_whole_result(go):
+    result = {"changed": False, "domains": ["vm1"], "images": ["/a"]}
+    met = FindingsMet("findings", "The validation has 1 findings.", **result)
+    failed, found, warnings = go(World(), Plan((BEFORE,), (BEFORE,), warnings=("Mind it.",)), changes=False, met=met)
+    assert failed and found == dict(result, code="findings", msg="The validation has 1 findings.") and warnings == ["Mind it."]
 
 
 def test_a_guest_that_cannot_be_looked_at_afterwards(go):

@@ -5,7 +5,7 @@
 """Operations filmed on a real libvirt, stage by stage: what the very same request has to do at each of them.
 
 timelapse/<story>/<stage>.xml is the guest's live XML, .inactive.xml its next start (none: the guest is off), .job what
-virsh said of the job on vda. Only timelapse/capture writes them. story.json says what is to be read and planned, and which
+virsh said of the job on vda. Only timelapse/capture writes them, but for those of stale-pivot. story.json says what is to be read and planned, and which
 backing file an image that may be removed has in its header.
 """
 

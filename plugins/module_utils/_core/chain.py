@@ -7,18 +7,20 @@
 The law: the active layer comes first and the base last. A layer is known by its *place* (where its bytes are);
 libvirt's index is an identity that lasts only while the guest runs, and neither of them is the depth.
 A chain whose last layer carries an explicit terminator has ``ends=True``; where the terminator is missing nobody knows
-what follows, and ``ends`` is None. Every operation is a function chain -> chain; a call that makes no sense is a ValueError.
+what follows, and ``ends`` is None. A layer with several children (a quorum) has its first child in the chain and the others
+as ``branches``. Every operation is a function chain -> chain; a call that makes no sense is a ValueError.
 """
 
 from __future__ import annotations
 
 import posixpath
 from dataclasses import dataclass, replace
-from typing import Optional, Tuple
+from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple
 
 Pairs = Tuple[Tuple[str, str], ...]
 
 PATH_ATTRIBUTES = ("file", "dev", "dir")
+ACCESS_ATTRIBUTES = ("managed", "mode", "type")  # how libvirt gets there, not where it is
 
 
 def normal_path(path: str) -> str:
@@ -27,11 +29,33 @@ def normal_path(path: str) -> str:
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What libvirt tells of a layer beside its place, and never a secret.
+
+    ``slices`` and ``seclabels`` are sorted pairs each; ``reservations`` is yes or no (managed by libvirt); ``encryption`` the
+    kind, such as luks; ``auth`` the user.
+    """
+
+    slices: Tuple[Pairs, ...] = ()
+    reservations: Optional[str] = None
+    encryption: Optional[str] = None
+    auth: Optional[str] = None
+    seclabels: Tuple[Pairs, ...] = ()
+    startup_policy: Optional[str] = None
+
+
+NO_FACTS = Facts()
+XML, HEADER, OPTION = "xml", "header", "option"
+
+
+@dataclass(frozen=True)
 class Layer:
     """One image of a chain, in the words of libvirt's ``<source>``.
 
-    ``source`` holds the attributes of ``<source>`` that say where the image is (sorted pairs), ``hosts`` and ``address``
-    its children of those names; ``format`` is None where libvirt does not say it; ``index`` is None outside a running guest.
+    ``source`` holds the attributes of ``<source>`` that say where the image is (sorted pairs), ``hosts``, ``address`` and
+    ``details`` (snapshot, config, initiator) its children of those names; ``format`` is None where libvirt does not say it;
+    ``index`` is None outside a running guest. ``resolved`` is the path of a storage volume, ``store`` the data file of a
+    qcow2 layer. ``known_from`` tells libvirt's knowledge (xml) and the user's (option) from what only a header claims.
     """
 
     type: str
@@ -40,44 +64,61 @@ class Layer:
     index: Optional[int] = None
     hosts: Tuple[Pairs, ...] = ()
     address: Pairs = ()
+    details: Pairs = ()
+    facts: Facts = NO_FACTS
+    store: Optional[Layer] = None
+    branches: Tuple[Chain, ...] = ()
+    resolved: Optional[str] = None
+    known_from: str = XML
 
     def attribute(self, name: str) -> Optional[str]:
         """The attribute of ``<source>`` with that name, or None."""
-        return dict(self.source).get(name)
+        return next((value for key, value in self.source if key == name), None)
 
     @property
     def path(self) -> Optional[str]:
-        """The path on the host, for the types that have one (file, block, dir, vhostvdpa)."""
-        for name in PATH_ATTRIBUTES:
-            value = self.attribute(name)
-            if value is not None:
+        """The path on the host, for the types that have one (file, block, dir, vhostvdpa, and a volume that was looked up)."""
+        for name, value in self.source:
+            if name in PATH_ATTRIBUTES:
                 return value
-        return None
+        return self.resolved
 
     @property
     def protocol(self) -> Optional[str]:
-        return self.attribute("protocol")
+        return self.attribute("protocol") if self.type == "network" else None
 
     @property
     def name(self) -> Optional[str]:
-        """The name on the server (type network) or POOL/VOLUME (type volume)."""
+        """The name on the server (network), POOL/VOLUME (volume), the socket (vhostuser), or PCI address and namespace (nvme)."""
         if self.type == "volume":
             return "%s/%s" % (self.attribute("pool"), self.attribute("volume"))
-        return self.attribute("name")
+        if self.type == "vhostuser":
+            return self.attribute("path")
+        if self.type == "nvme" and self.address:
+            return "%s/%s" % (pci_address(self.address), self.attribute("namespace"))
+        return self.attribute("name") if self.type == "network" else None
 
     @property
     def place(self) -> tuple:
         """What makes two layers the same image: a path, or else the whole address. The format and the index do not count."""
-        if self.path is not None:
-            return ("path", normal_path(self.path))
-        return (self.type, self.source, self.hosts, self.address)
+        path = self.path
+        if path is not None:
+            return ("path", normal_path(path))
+        where = tuple(pair for pair in self.source if pair[0] not in ACCESS_ATTRIBUTES)
+        return (self.type, where, self.hosts, self.address, self.details)
 
     def __str__(self) -> str:
-        where = self.path or self.name or self.type
         if self.protocol:
             hosts = ",".join(_host(host) for host in self.hosts)
-            where = "%s://%s/%s" % (self.protocol, hosts, (self.name or "").lstrip("/"))
-        return where
+            return "%s://%s/%s" % (self.protocol, hosts, (self.name or "").lstrip("/"))
+        return self.path or self.name or self.type
+
+
+def pci_address(address: Pairs) -> str:
+    """0000:01:00.0 of libvirt's ``<address domain='0x0000' bus='0x01' slot='0x00' function='0x0'/>``."""
+    facts = dict(address)
+    numbers = [int(facts.get(key, "0"), 0) for key in ("domain", "bus", "slot", "function")]
+    return "%04x:%02x:%02x.%x" % tuple(numbers)
 
 
 def _host(host: Pairs) -> str:
@@ -90,6 +131,16 @@ def _host(host: Pairs) -> str:
 def file_layer(path: str, format: Optional[str], index: Optional[int] = None) -> Layer:
     """A layer in a regular file."""
     return Layer("file", (("file", path),), format, index)
+
+
+class Place(NamedTuple):
+    """Where a layer stands in the flat list of a chain: ``parent`` is the position of the layer that it backs."""
+
+    position: int
+    parent: Optional[int]
+    depth: int
+    layer: Layer
+    terminated: Optional[bool]
 
 
 @dataclass(frozen=True)
@@ -119,6 +170,43 @@ class Chain:
 
     def depth_of(self, place: tuple) -> Optional[int]:
         return self.places.index(place) if place in self.places else None
+
+    @property
+    def branched(self) -> bool:
+        """Has any layer more than one child?"""
+        return any(layer.branches for layer in self.layers)
+
+    def walk(self, first: int = 0, parent: Optional[int] = None, depth: int = 0) -> List[Place]:
+        """Every layer as a flat list: the chain, then the branches of its layers, each with what is below it."""
+        last = len(self.layers) - 1
+        found = []
+        for number, layer in enumerate(self.layers):
+            above = first + number - 1 if number else parent
+            found.append(Place(first + number, above, depth + number, layer, False if number < last else self.ends))
+        for number, layer in enumerate(self.layers):
+            for branch in layer.branches:
+                found += branch.walk(first + len(found), first + number, depth + number + 1)
+        return found
+
+    def images(self) -> Iterator[Layer]:
+        """Every image that the disk needs: the layers, their branches and data stores."""
+        for place in self.walk():
+            yield place.layer
+            if place.layer.store is not None:
+                yield place.layer.store
+
+    def map(self, change: Callable[[Layer], Layer]) -> Chain:
+        """The same chain with every layer, branch and data store changed."""
+        return replace(self, layers=tuple(_changed(layer, change) for layer in self.layers))
+
+
+NO_CHAIN = Chain()
+
+
+def _changed(layer: Layer, change: Callable[[Layer], Layer]) -> Layer:
+    store = layer.store and _changed(layer.store, change)
+    branches = tuple(branch.map(change) for branch in layer.branches)
+    return change(replace(layer, store=store, branches=branches) if store is not layer.store or branches else layer)
 
 
 def snapshot(chain: Chain, overlay: Layer) -> Chain:

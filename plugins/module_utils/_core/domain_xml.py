@@ -10,10 +10,12 @@ mixed up. ``index`` is read, not counted. Nothing is fetched, expanded or guesse
 
 from __future__ import annotations
 
-from typing import Iterable, Optional, Tuple
+from typing import Iterable, List, Optional, Tuple
 
-from .chain import Chain, Layer, Pairs
+from .chain import NO_FACTS, Chain, Facts, Layer, Pairs
 from .errors import Refused, Unavailable
+from .host_facts import Image, Probe
+from .image_info import SAFE_FORMATS, resolve_backing
 from .model import Disk, Domain, Mirror, Record, Snapshot
 
 try:
@@ -25,7 +27,8 @@ except ImportError:  # the pipeline says which package is missing, before anythi
 RECORD_URI = "https://livestorage.github.io/libvirt/job/1/%s"
 RECORD_PREFIX = "livestorage"
 
-_NOT_A_PLACE = ("index", "startupPolicy", "fdgroup", "tls", "tlsHostname")
+_NOT_A_PLACE = frozenset(["index", "startupPolicy", "fdgroup", "tls", "tlsHostname", "tlsFromConfig"])
+_DETAILS = ("config", "initiator", "snapshot")
 
 
 def _root(xml: str):
@@ -39,7 +42,8 @@ def _root(xml: str):
 
 
 def _pairs(element) -> Pairs:
-    return tuple(sorted(element.attrib.items()))
+    found = element.items()
+    return tuple(sorted(found)) if len(found) > 1 else tuple(found)
 
 
 def parse_domain(xml: str, active: bool, state: str = "running", persistent: bool = True, config_xml: Optional[str] = None) -> Domain:
@@ -53,57 +57,123 @@ def parse_domain(xml: str, active: bool, state: str = "running", persistent: boo
     return Domain(root.findtext("name"), root.findtext("uuid") or "", active, state, persistent, disks, config, tuple(_records(root)))
 
 
+def mentioned(xml: str) -> frozenset:
+    """Every absolute path that a guest's XML names anywhere: its disks, logs, firmware, sockets and shares."""
+    words = (word for element in _root(xml).iter() if isinstance(element.tag, str) for word in element.values() + [element.text or ""])
+    return frozenset(word.strip() for word in words if word.strip().startswith("/"))
+
+
 def _disk(element) -> Disk:
-    target = element.find("target")
-    mirror = element.find("mirror")
+    parts = _parts(element)
+    target, driver, mirror, alias = (parts.get(name) for name in ("target", "driver", "mirror", "alias"))
     return Disk(
-        target=target.get("dev"),
+        target="" if target is None else target.get("dev", ""),
         chain=_chain(element),
         device=element.get("device", "disk"),
-        bus=target.get("bus"),
-        readonly=element.find("readonly") is not None,
-        shareable=element.find("shareable") is not None,
-        transient=element.find("transient") is not None,
+        bus=None if target is None else target.get("bus"),
+        readonly="readonly" in parts,
+        shareable="shareable" in parts,
+        transient="transient" in parts,
         mirror=None if mirror is None else _mirror(mirror),
+        driver=() if driver is None else _pairs(driver),
+        alias=None if alias is None else alias.get("name"),
     )
+
+
+def _parts(element) -> dict:
+    """The children by name; comments have no name that anybody asks for."""
+    return {child.tag: child for child in element}
 
 
 def _mirror(element) -> Mirror:
-    return Mirror(element.get("job", "copy"), element.get("ready"), _chain(element))
+    chain = _chain(element)
+    if element.find("source") is None and element.get("file"):  # all that libvirt wrote before 1.2.6
+        chain = Chain((Layer("file", (("file", element.get("file")),), element.get("format")),) + chain.layers[1:], chain.ends)
+    return Mirror(element.get("job", "copy"), element.get("ready"), chain)
 
 
 def _chain(element) -> Chain:
-    """The chain under ``<disk>``, ``<mirror>`` or ``<backingStore>``: each ``<source>`` and what stands below it."""
-    layers = []
+    """The chain under ``<disk>``, ``<mirror>`` or ``<backingStore>``: each ``<source>`` and what stands below it.
+
+    A parent of several ``<backingStore>`` (a quorum) need not have a source of its own. The early drafts of mirrors called
+    the element ``<backingFile>``.
+    """
+    layers: List[Layer] = []
     while True:
-        source = element.find("source")
-        if source is None or set(source.attrib) <= {"index", "startupPolicy"}:  # an ejected medium leaves <source index='7'/>
-            return Chain(tuple(layers), True if layers else None)
-        layers.append(_layer(element, source))
-        below = element.find("backingStore")
-        if below is None:
+        parts = _parts(element)
+        source = parts.get("source")
+        if "backingStore" in parts or "backingFile" in parts:
+            below = element.findall("backingStore") or element.findall("backingFile")
+        else:
+            below = []
+        if _nowhere(source) and not any(one.find("*") is not None for one in below) and not (layers and element.find("*") is not None):
+            # An ejected medium leaves <source index='7'/>. A terminator has no type; with one, it is a source that went missing.
+            return Chain(tuple(layers), True if layers and element.get("type") is None else None)
+        branches = tuple(branch for branch in map(_chain, below[1:]) if branch.layers)
+        layers.append(_layer(element, parts, source, branches))
+        if not below:
             return Chain(tuple(layers), None)
-        element = below
+        element = below[0]
 
 
-def _layer(element, source) -> Layer:
-    driver = element.find("driver")
-    format_ = driver.get("type") if driver is not None else None
-    if element.find("format") is not None:
-        format_ = element.find("format").get("type")
-    address = source.find("address")
+def _nowhere(source) -> bool:
+    """Does a ``<source>`` say nothing about where? (libvirt takes an empty path for none.)"""
+    return source is None or (all(name in _NOT_A_PLACE or not value for name, value in source.items()) and source.find("host") is None)
+
+
+def _layer(element, parts: dict, source, branches: Tuple[Chain, ...] = ()) -> Layer:
+    driver, format_ = parts.get("driver"), parts.get("format")
+    named = format_ if format_ is not None else driver
+    children = _parts(source) if source is not None and len(source) else {}
+    address, store = children.get("address"), children.get("dataStore")
     return Layer(
         type=element.get("type", "file"),
-        source=tuple((name, value) for name, value in _pairs(source) if name not in _NOT_A_PLACE),
-        format=format_,
-        index=_index(source.get("index") or element.get("index")),
-        hosts=tuple(_pairs(host) for host in source.iterfind("host")),
+        source=() if source is None else tuple(pair for pair in _pairs(source) if pair[0] not in _NOT_A_PLACE),
+        format=None if named is None else named.get("type"),
+        index=_index(source, element),
+        hosts=tuple(_pairs(host) for host in source.iterfind("host")) if "host" in children else (),
         address=() if address is None else _pairs(address),
+        details=tuple(_detail(name, children[name]) for name in _DETAILS if name in children) if children else (),
+        facts=_facts(element, parts, source, children),
+        store=None if store is None else _layer(store, _parts(store), store.find("source")),
+        branches=branches,
     )
 
 
-def _index(text: Optional[str]) -> Optional[int]:
+def _detail(name: str, element) -> Tuple[str, str]:
+    """rbd's snapshot and configuration file, and iSCSI's initiator."""
+    if name == "initiator":
+        iqn = element.find("iqn")
+        return name, "" if iqn is None else iqn.get("name", "")
+    return name, element.get("file" if name == "config" else "name", "")
+
+
+def _facts(element, parts: dict, source, children: dict) -> Facts:
+    """What else is told of a layer. Kinds and users only: secrets, cookies and their names are not read at all."""
+    policy = None if source is None else source.get("startupPolicy")
+    encryption = children.get("encryption", parts.get("encryption"))  # on the disk until libvirt 3.9
+    auth = children.get("auth", parts.get("auth"))
+    if not children and policy is None and encryption is None and auth is None:
+        return NO_FACTS
+    reservations = children.get("reservations")
+    return Facts(
+        slices=tuple(_pairs(one) for one in source.iterfind("slices/slice")) if "slices" in children else (),
+        reservations=None if reservations is None else reservations.get("managed", "no"),
+        encryption=None if encryption is None else encryption.get("format"),
+        auth=None if auth is None else auth.get("username"),
+        seclabels=tuple(_seclabel(one) for one in source.iterfind("seclabel")) if "seclabel" in children else (),
+        startup_policy=policy,
+    )
+
+
+def _seclabel(element) -> Pairs:
+    label = element.findtext("label")
+    return _pairs(element) + ((("label", label.strip()),) if label else ())
+
+
+def _index(source, element) -> Optional[int]:
     """The identity stands on ``<source>`` of the disk and of a mirror, and on ``<backingStore>`` below them."""
+    text = (source.get("index") if source is not None else None) or element.get("index")
     return int(text) if text else None
 
 
@@ -118,12 +188,43 @@ def _records(root) -> Iterable[Record]:
 
 
 def parse_snapshot(xml: str) -> Snapshot:
-    """The name and the external overlays of a snapshot that libvirt keeps metadata of."""
+    """The name of a snapshot that libvirt keeps metadata of, its external overlays, and what was active below them then."""
     root = _root(xml)
-    disks = root.iterfind("disks/disk[@snapshot='external']")
-    found = tuple((disk.get("name"), disk.find("source")) for disk in disks)
-    files = tuple((name, source.get("file") or source.get("dev")) for name, source in found if source is not None)
-    return Snapshot(root.findtext("name"), tuple(pair for pair in files if pair[1]))
+    files = _named_paths((disk.get("name"), disk) for disk in root.iterfind("disks/disk[@snapshot='external']"))
+    disks = root.findall("domain/devices/disk")
+    overlaid = {name for name, dummy in files}
+    bases = _named_paths((disk.find("target").get("dev"), disk) for disk in disks if disk.find("target") is not None)
+    return Snapshot(root.findtext("name"), files, tuple(pair for pair in bases if pair[0] in overlaid))
+
+
+def _named_paths(disks: Iterable[tuple]) -> Tuple[Tuple[str, str], ...]:
+    found = ((name, disk.find("source")) for name, disk in disks)
+    paths = ((name, source.get("file") or source.get("dev")) for name, source in found if source is not None)
+    return tuple(pair for pair in paths if pair[0] and pair[1])
+
+
+def parse_volume(key: Tuple[str, Optional[str]], xml: str) -> Probe:
+    """What a storage volume's XML says of the image with that path and format (sizes in bytes)."""
+    root = _root(xml)
+    path, asked = key
+    target, backing = root.find("target/format"), root.find("backingStore")
+    told = None if target is None else target.get("type")
+    sizes = {name: int(root.findtext(name) or 0) for name in ("capacity", "allocation", "physical")}
+    below = None if backing is None else backing.findtext("path")
+    format_ = None if backing is None or backing.find("format") is None else backing.find("format").get("type")
+    image = Image(path, told or "raw", sizes["capacity"], sizes["allocation"], below, resolve_backing(path, below), format_)
+    known = asked or told
+    return Probe(
+        path,
+        known,
+        kind="block" if root.get("type") == "block" else "file",
+        image=image if told not in (None, "raw", "unknown") else None,
+        problem=None if known else "format_unknown",
+        magic=told if told in SAFE_FORMATS else None,
+        physical=sizes["physical"] or sizes["capacity"],
+        allocated=sizes["allocation"],
+        real=path,
+    )
 
 
 def record_xml(record: Record) -> str:

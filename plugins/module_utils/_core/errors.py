@@ -58,3 +58,7 @@ class VerifyFailed(LiveStorageError):
 
 class Unavailable(LiveStorageError):
     """The daemon, a permission or a tool is missing."""
+
+
+class FindingsMet(LiveStorageError):
+    """A validation found what the task does not allow; ``facts`` are the whole result."""

@@ -11,9 +11,10 @@ The law: an ``Observed`` is complete in itself. A planner reads nothing else, an
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Callable, Dict, Iterable, Optional, Tuple
+from typing import Callable, Dict, Iterable, List, Mapping, Optional, Tuple
 
-from .chain import Chain
+from .chain import Chain, Layer, Pairs
+from .host_facts import File, Image, Probe, Process, QemuView, Sizes
 
 PULL, COPY, COMMIT, ACTIVE_COMMIT, BACKUP = "pull", "copy", "commit", "active-commit", "backup"
 
@@ -40,7 +41,10 @@ class Mirror:
 
 @dataclass(frozen=True)
 class Disk:
-    """A disk of a guest, with its chain and the job that runs on it. ``capacity``: what the guest sees, in bytes, if asked for."""
+    """A disk of a guest, with its chain and the job that runs on it. ``capacity``: what the guest sees, in bytes, if asked for.
+
+    ``alias`` is the name of the running guest's device in QEMU, ``driver`` the attributes of ``<driver>``.
+    """
 
     target: str
     chain: Chain
@@ -52,6 +56,8 @@ class Disk:
     mirror: Optional[Mirror] = None
     job: Optional[Job] = None
     capacity: Optional[int] = None
+    driver: Pairs = ()
+    alias: Optional[str] = None
 
     def address(self, depth: int) -> Optional[str]:
         """libvirt's address of a layer, such as vda[2]; None where libvirt gave the layer no index."""
@@ -75,7 +81,10 @@ class Record:
 
 @dataclass(frozen=True)
 class Domain:
-    """A guest. ``disks`` is what is in use now; ``config`` is what the next start will have (empty for a transient guest)."""
+    """A guest. ``disks`` is what is in use now; ``config`` is what the next start will have (empty for a transient guest).
+
+    ``mentioned``: every path that its XML names anywhere, if asked for.
+    """
 
     name: str
     uuid: str
@@ -85,6 +94,7 @@ class Domain:
     disks: Tuple[Disk, ...] = ()
     config: Tuple[Disk, ...] = ()
     records: Tuple[Record, ...] = ()
+    mentioned: frozenset = frozenset()
 
     def disk(self, target: str) -> Optional[Disk]:
         return next((disk for disk in self.disks if disk.target == target), None)
@@ -97,40 +107,11 @@ class Domain:
 
 
 @dataclass(frozen=True)
-class File:
-    """What the host says of a path. ``size`` in bytes; ``kind`` is file, block, dir or other, ``parent`` that of its directory.
-
-    ``device`` and ``inode`` tell two files of one name apart; ``real`` is the path with its links resolved.
-    """
-
-    path: str
-    exists: bool
-    kind: Optional[str] = None
-    size: int = 0
-    device: int = 0
-    inode: int = 0
-    real: str = ""
-    parent: Optional[str] = None
-
-
-@dataclass(frozen=True)
-class Image:
-    """What an image's own header says (qemu-img). Sizes in bytes; ``backing`` as written, ``backing_path`` resolved."""
-
-    path: str
-    format: str
-    virtual_size: int
-    actual_size: int
-    backing: Optional[str] = None
-    backing_path: Optional[str] = None
-    backing_format: Optional[str] = None
-
-
-@dataclass(frozen=True)
 class Use:
     """A layer that some guest's disk uses: in its live chain or in the chain of its next start.
 
     ``layer`` is the place as the XML writes it, where it was resolved to this one (a volume to its path, a link to its target).
+    ``writes``: the guest may write to it, and does not declare it shareable.
     """
 
     place: tuple
@@ -138,14 +119,16 @@ class Use:
     uuid: str
     disk: str
     layer: tuple = ()
+    writes: bool = False
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A snapshot that libvirt keeps metadata of: its external overlays as (disk, path) pairs."""
+    """A snapshot that libvirt keeps metadata of: its external overlays, and the images below them then, as (disk, path) pairs."""
 
     name: str
     files: Tuple[Tuple[str, str], ...] = ()
+    bases: Tuple[Tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -168,6 +151,9 @@ class Needs:
     """What a planner has to see: the guests, the paths (as the host sees them), the image headers (path, format) and more.
 
     ``paths_of`` names further paths once the guest is known. ``tolerant``: a guest whose jobs cannot be read is no failure.
+    ``headers``: how many layers deep the chains of all guests seen are read from the images' own headers (0: not at all), and
+    ``bare`` the (path, format) of images that belong to no guest. ``guests``: False where no guest is to be looked at at all.
+    ``shots``: the snapshots of every guest seen.
     """
 
     selection: Selection
@@ -179,6 +165,13 @@ class Needs:
     uses: bool = False
     snapshots: bool = False
     tolerant: bool = False
+    guests: bool = True
+    headers: int = 0
+    bare: Tuple[Tuple[str, Optional[str]], ...] = ()
+    sizes: bool = False
+    shots: bool = False
+    qemu: bool = False
+    processes: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,7 +179,8 @@ class Observed:
     """One look. ``files`` is empty where the host's files cannot be seen (``local`` is False: a remote URI).
 
     ``uses`` is every layer of every guest; ``unread`` names the images whose headers hid a part of that; ``silent`` the guests
-    whose jobs could not be read.
+    whose jobs could not be read. ``probes`` is what was found of images, by path and format as they were asked for; ``sizes``
+    is by guest, disk and index; ``shots`` (snapshots) and ``qemu`` are by the guest's uuid; ``troubles`` says what could not be read.
     """
 
     domains: Tuple[Domain, ...]
@@ -197,6 +191,12 @@ class Observed:
     snapshots: Tuple[Snapshot, ...] = ()
     silent: Tuple[str, ...] = ()
     local: bool = True
+    probes: Mapping[Tuple[str, Optional[str]], Probe] = field(default_factory=dict)
+    sizes: Mapping[Tuple[str, str, Optional[int]], Sizes] = field(default_factory=dict)
+    shots: Mapping[str, Tuple[Snapshot, ...]] = field(default_factory=dict)
+    qemu: Mapping[str, QemuView] = field(default_factory=dict)
+    processes: Tuple[Process, ...] = ()
+    troubles: Tuple[str, ...] = ()
 
     @property
     def domain(self) -> Domain:
@@ -238,3 +238,27 @@ def with_chain(domain: Domain, target: str, chain: Chain) -> Domain:
         return replace(disk, chain=chain) if followed else disk
 
     return replace(domain, disks=tuple(map(change, domain.disks)), config=tuple(map(reconfigure, domain.config)))
+
+
+def with_layers(domain: Domain, change: Callable[[Layer], Layer]) -> Domain:
+    """The guest with every layer of every chain changed: of today's disks, of their mirrors, and of the next start's."""
+
+    def changed(disk: Disk) -> Disk:
+        mirror = disk.mirror and replace(disk.mirror, chain=disk.mirror.chain.map(change))
+        return replace(disk, chain=disk.chain.map(change), mirror=mirror)
+
+    return replace(domain, disks=tuple(map(changed, domain.disks)), config=tuple(map(changed, domain.config)))
+
+
+def processes_of(domains: Iterable[Domain], processes: Iterable[Process]) -> Dict[str, Tuple[Process, ...]]:
+    """The QEMU processes of each guest, by its uuid: those with that uuid or name, whatever libvirt knows of them."""
+    named: Dict[str, List[Process]] = {}
+    for process in processes:
+        for word in dict.fromkeys((process.uuid, process.name)):
+            named.setdefault(word, []).append(process)
+    return {domain.uuid: tuple(dict.fromkeys(named.get(domain.uuid, []) + named.get(domain.name, []))) for domain in domains} if named else {}
+
+
+def unmentioned(domain: Domain, process: Process) -> Tuple[str, ...]:
+    """The files that a guest's process may write to and that the guest's XML names nowhere."""
+    return tuple(sorted({path for path, writes in process.files if writes and path not in domain.mentioned}))

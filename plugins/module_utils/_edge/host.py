@@ -18,25 +18,29 @@ from typing import Callable, Dict, List, Optional, Set, Tuple
 from .._core import jobs
 from .._core.domain_xml import snapshot_xml
 from .._core.errors import Busy, CallFailed, JobFailed, LiveStorageError, Moved, TimedOut, Unavailable
-from .._core.model import ACTIVE_COMMIT, Domain, File, Image, Job, Needs, Observed, Selection
+from .._core.headers import Probes, measured, wanted
+from .._core.host_facts import File, Image
+from .._core.model import ACTIVE_COMMIT, Domain, Job, Needs, Observed, Selection, processes_of, unmentioned
 from .._core.plan import Step
-from . import qemu_img
 from .files import read_file
+from .images import Images
 from .libvirt_host import Connection
+from .processes import qemu_processes
+from .qemu_img import read_image
 from .uses import all_uses
 
 UNDO_SECONDS = 600.0  # how long an undo waits for a merge back
 RECONNECT_SECONDS = 60.0  # how long a lost daemon is waited for while a job runs
 GRACE_SECONDS = 2.0  # how long a job's event may come after a poll no longer saw the job
 PIVOT_TRIES = 3
+OTHERS_SECONDS = 2.0  # how long an info module reads the images of guests that it was not asked about
 
 
 class Host:
-    """One hypervisor. ``run_command`` is AnsibleModule's; ``clock`` and ``sleep`` are the time module's, passed in for tests."""
+    """One hypervisor. ``clock`` and ``sleep`` are the time module's, passed in for tests."""
 
-    def __init__(self, uri: str, with_events: bool, run_command: Callable, clock=time.monotonic, sleep=time.sleep):
+    def __init__(self, uri: str, with_events: bool, clock=time.monotonic, sleep=time.sleep):
         self._connection = Connection(uri, with_events)
-        self._run_command = run_command
         self._clock, self._sleep = clock, sleep
         self._uuid: Optional[str] = None
         self._paths: Dict[str, None] = {}  # of the first look: a later chain may no longer name them
@@ -51,13 +55,25 @@ class Host:
         """One look at everything that ``needs`` names."""
         self._reach()
         selection = self._pinned(needs.selection)
-        handles = self._connection.select(selection)
+        handles = self._connection.select(selection) if needs.guests else []
         silent: List[str] = []
-        read = [self._read(one, needs, silent) for one in handles]
-        domains = tuple(one for one in read if one is not None and selection.state in (None, one.state))
+        read = [(handle, self._read(handle, needs, silent)) for handle in handles]
+        kept = [(handle, one) for handle, one in read if one is not None and selection.state in (None, one.state)]
+        domains = tuple(one for dummy, one in kept)
         if needs.selection.single and domains:
             self._uuid = domains[0].uuid
-        uses, unread = all_uses(self._connection, self._run_command) if needs.uses else ((), ())
+        images = Images(self._connection)
+        troubles: List[str] = []
+        processes = qemu_processes() if needs.processes and self._connection.local else ()
+        running = processes_of(domains, processes)
+        strangers = [(path, None) for domain in domains for process in running.get(domain.uuid, ()) for path in unmentioned(domain, process)]
+        # Elsewhere each image is a call over the network: there only a validation asks about what libvirt knows already.
+        named = wanted(domains, only_open=not self._connection.local and not needs.uses) if needs.headers else []
+        guessed = [path for path, dummy in list(needs.bare) + strangers]
+        probes = images.read(list(needs.bare) + named + strangers, needs.headers, guessed) if needs.headers else {}
+        # Other guests' slow or hostile images must not keep a mere look at one guest waiting.
+        deadline = self._clock() + OTHERS_SECONDS if needs.tolerant else None
+        uses, unread = all_uses(self._connection, images, deadline) if needs.uses else ((), ())
         return Observed(
             domains,
             files=self._files(needs, domains),
@@ -67,16 +83,55 @@ class Host:
             snapshots=tuple(self._connection.snapshots(handles[0])) if needs.snapshots and domains else (),
             silent=tuple(silent),
             local=self._connection.local,
+            probes=probes,
+            sizes=self._sizes(needs, kept, probes, troubles),
+            shots=self._shots(needs, kept, troubles),
+            qemu=self._views(needs, kept, troubles),
+            processes=processes,
+            troubles=tuple(troubles),
         )
+
+    def _sizes(self, needs: Needs, kept: list, probes: Probes, troubles: List[str]) -> dict:
+        """Of running guests with an image that was not measured already; what is off has no statistics."""
+        running = [handle for handle, domain in kept if domain.active and not measured(domain, probes)]
+        if not needs.sizes or not running:
+            return {}
+        try:
+            return self._connection.sizes(running)
+        except (CallFailed, Unavailable) as error:
+            self._told(error, troubles)
+            return {}
+
+    def _shots(self, needs: Needs, kept: list, troubles: List[str]) -> dict:
+        return self._of_each(kept if needs.shots else [], self._connection.snapshots, troubles)
+
+    def _views(self, needs: Needs, kept: list, troubles: List[str]) -> dict:
+        running = [pair for pair in kept if pair[1].active]
+        return self._of_each(running if needs.qemu else [], self._connection.qemu_view, troubles)
+
+    def _of_each(self, kept: list, ask, troubles: List[str]) -> dict:
+        """An answer for each guest, by uuid; a guest that gives none is a trouble, and not the end."""
+        found = {}
+        for handle, domain in kept:
+            try:
+                found[domain.uuid] = ask(handle)
+            except (CallFailed, Unavailable) as error:
+                self._told(error, troubles)
+        return found
+
+    def _told(self, error: LiveStorageError, troubles: List[str]) -> None:
+        if not self._connection.alive:
+            raise error
+        troubles.append(str(error))
 
     def _read(self, handle, needs: Needs, silent: List[str]) -> Optional[Domain]:
         try:
-            return self._connection.read(handle, needs.config, True, needs.capacities)
+            return self._connection.read(handle, needs.config, True, needs.capacities, needs.processes)
         except (CallFailed, Unavailable):
             if not needs.tolerant or not self._connection.alive:
                 raise
             silent.append(handle.name())
-            return self._connection.read(handle, needs.config, False)
+            return self._connection.read(handle, needs.config, False, False, needs.processes)
 
     def _reach(self) -> None:
         """A connection that broke is opened again. Raises Unavailable."""
@@ -96,7 +151,7 @@ class Host:
     def _images(self, needs: Needs) -> Dict[str, Image]:
         if not self._connection.local:
             return {}
-        read = ((path, qemu_img.read_image(self._run_command, path, format)) for path, format in needs.images)
+        read = ((path, read_image(path, format)) for path, format in needs.images)
         return {path: image for path, image in read if image is not None}
 
     # DO

@@ -10,23 +10,32 @@ Nothing is decided here. The binding is imported lazily by name so that the pipe
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 import queue
 import re
 import threading
 import time
 from dataclasses import replace
-from typing import Iterable, Iterator, List, Optional
+from typing import Dict, Iterable, Iterator, List, Optional, Tuple
 from urllib.parse import urlsplit
 
-from .._core.domain_xml import RECORD_PREFIX, RECORD_URI, parse_domain, parse_snapshot, record_xml
+from .._core.chain import Layer
+from .._core.domain_xml import RECORD_PREFIX, RECORD_URI, mentioned, parse_domain, parse_snapshot, record_xml
 from .._core.errors import Busy, CallFailed, Unavailable
-from .._core.model import ACTIVE_COMMIT, BACKUP, COMMIT, COPY, PULL, Domain, Job, Record, Selection, Snapshot
+from .._core.host_facts import QemuView, Sizes
+from .._core.model import ACTIVE_COMMIT, BACKUP, COMMIT, COPY, PULL, Domain, Job, Record, Selection, Snapshot, with_layers
+from .._core.qmp import parse_view
 from .libvirt_events import Events, start_loop
 
 try:
     import libvirt
 except ImportError:
     libvirt = None
+try:
+    import libvirt_qemu
+except ImportError:
+    libvirt_qemu = None
 
 _JOB_TYPES = {1: PULL, 2: COPY, 3: COMMIT, 4: ACTIVE_COMMIT, 5: BACKUP}
 # community.libvirt's words for virDomainState: nostate, running, blocked, paused, shutdown, shutoff, crashed, pmsuspended.
@@ -36,7 +45,7 @@ _STATES = ("running", "running", "running", "paused", "shutdown", "shutdown", "c
 def is_local(uri: str) -> bool:
     """Are the files of this URI's hypervisor the files of this host? (An alias of libvirt.conf has to be resolved before.)"""
     parts = urlsplit(uri)
-    return not parts.netloc and parts.scheme.partition("+")[2] in ("", "unix")
+    return not parts.netloc and parts.scheme != "test" and parts.scheme.partition("+")[2] in ("", "unix")
 
 
 CALL_SECONDS = 60  # more than the 30 that libvirt itself waits for the lock on a guest
@@ -51,6 +60,9 @@ class Connection:
             start_loop(libvirt)
         self.uri = uri
         self._with_events = with_events
+        self._worker: Optional[queue.Queue] = None
+        self._volumes: Dict[Tuple[str, str], Optional[str]] = {}
+        self._jobless = False  # a driver that has no block jobs at all
         self._open()
         self.local = is_local(self._libvirt.getURI())
 
@@ -91,13 +103,17 @@ class Connection:
         """The answer to a call that QEMU has a part in. Raises Unavailable (code no_answer) after CALL_SECONDS.
 
         libvirt waits for QEMU's monitor without a limit, as with a process that hangs on dead storage, and a call into the
-        library cannot be interrupted: it is left to a thread that ends with the module.
+        library cannot be interrupted: it is left to its thread, which ends with the module, and the next call gets another.
         """
+        if self._worker is None:
+            self._worker = queue.Queue()
+            threading.Thread(target=_work, args=(self._worker,), daemon=True).start()
         answer: queue.Queue = queue.Queue()
-        threading.Thread(target=_answer, args=(answer, call, arguments), daemon=True).start()
+        self._worker.put((answer, call, arguments))
         try:
             error, value = answer.get(timeout=CALL_SECONDS)
         except queue.Empty:
+            self._worker = None
             message = "QEMU or libvirt at %s gave no answer within %d seconds, as with storage that is gone: look at the guest." % (self.uri, CALL_SECONDS)
             raise Unavailable("no_answer", message) from None
         if error is not None:
@@ -106,10 +122,25 @@ class Connection:
 
     def volume_path(self, pool: Optional[str], volume: Optional[str]) -> Optional[str]:
         """The path of a volume, None where libvirt does not know it (now)."""
+        if (pool, volume) not in self._volumes:
+            try:
+                path = self._bounded(lambda: self._libvirt.storagePoolLookupByName(pool).storageVolLookupByName(volume).path())
+            except libvirt.libvirtError:
+                path = None
+            self._volumes[pool, volume] = path
+        return self._volumes[pool, volume]
+
+    def volume_xml(self, path: str) -> Optional[str]:
+        """What libvirt says of the storage volume at a path, None where no active pool has it."""
         try:
-            return self._libvirt.storagePoolLookupByName(pool).storageVolLookupByName(volume).path()
+            return self._bounded(lambda: self._libvirt.storageVolLookupByPath(path).XMLDesc(0))
         except libvirt.libvirtError:
             return None
+
+    def _resolved(self, layer: Layer) -> Layer:
+        if layer.type != "volume":
+            return layer
+        return replace(layer, resolved=self.volume_path(layer.attribute("pool"), layer.attribute("volume")))
 
     @contextlib.contextmanager
     def calling(self, doing: str) -> Iterator[None]:
@@ -158,20 +189,22 @@ class Connection:
                 return None
             raise self._translated(error, "look up the guest") from error
 
-    def read(self, handle, with_config: bool, with_jobs: bool = True, with_capacities: bool = False) -> Optional[Domain]:
+    def read(self, handle, with_config: bool, with_jobs: bool = True, with_capacities: bool = False, with_paths: bool = False) -> Optional[Domain]:
         """One guest as it is now, or None when it vanished. One XML, a second one only ``with_config``."""
-        domain = self._parsed(handle, with_config)
+        domain = self._parsed(handle, with_config, with_paths)
         if domain is None or not domain.active or not with_jobs:
             return domain
         running = {disk.target: self.job(handle, disk.target, disk.mirror) for disk in domain.disks if disk.chain.layers}
         if any(running.get(record.disk) is None for record in domain.records):
-            domain = self._parsed(handle, with_config)  # the job may have ended after the first XML: its chain would be the old one
+            domain = self._parsed(handle, with_config, with_paths)  # the job may have ended after the first XML: its chain would be the old one
         if domain is None:
             return None
+        if not with_capacities and not any(running.values()):
+            return domain
         disks = (replace(disk, job=running.get(disk.target)) for disk in domain.disks)
         return replace(domain, disks=tuple(self._with_capacity(handle, disk) if with_capacities else disk for disk in disks))
 
-    def _parsed(self, handle, with_config: bool) -> Optional[Domain]:
+    def _parsed(self, handle, with_config: bool, with_paths: bool) -> Optional[Domain]:
         try:
             state = _STATES[handle.state()[0]]
             xml = handle.XMLDesc(0)
@@ -181,7 +214,10 @@ class Connection:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return None
             raise self._translated(error, "read the guest %s" % handle.name()) from error
-        return parse_domain(xml, active, state, persistent, config)
+        domain = parse_domain(xml, active, state, persistent, config)
+        if "type='volume'" in xml or (config and "type='volume'" in config):
+            domain = with_layers(domain, self._resolved)
+        return replace(domain, mentioned=_real_too(mentioned(xml), domain)) if with_paths else domain
 
     def _with_capacity(self, handle, disk):
         if not disk.chain.layers:
@@ -191,10 +227,15 @@ class Connection:
 
     def job(self, handle, target: str, mirror=None) -> Optional[Job]:
         """The block job of a disk, None where there is none. A guest that stopped meanwhile has none either."""
+        if self._jobless:
+            return None
         try:
             facts = self._bounded(handle.blockJobInfo, target, libvirt.VIR_DOMAIN_BLOCK_JOB_INFO_BANDWIDTH_BYTES)
         except libvirt.libvirtError as error:
             if error.get_error_code() in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
+                return None
+            if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
+                self._jobless = True
                 return None
             raise self._translated(error, "read the job of disk %s of guest %s" % (target, handle.name())) from error
         if not facts:
@@ -205,6 +246,37 @@ class Connection:
     def snapshots(self, handle) -> Iterable[Snapshot]:
         with self.calling("list the snapshots of guest %s" % handle.name()):
             return tuple(parse_snapshot(one.getXMLDesc(0)) for one in handle.listAllSnapshots(0))
+
+    def sizes(self, handles: List) -> Dict[Tuple[str, str, Optional[int]], Sizes]:
+        """What libvirt's statistics know of every layer of running guests, by guest, disk and index; one call for all.
+
+        ``block.N.physical`` is what the storage holds of a running guest's file (QEMU's actual-size); ``allocation`` is the
+        highest offset written, which on a block device is the best that is known.
+        """
+        flags = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_BACKING | libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
+        flags |= libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE
+        with self.calling("read the sizes of the disks"):
+            try:
+                answer = self._bounded(self._libvirt.domainListGetStats, handles, libvirt.VIR_DOMAIN_STATS_BLOCK, flags)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
+                    return {}
+                raise
+        found = {}
+        for handle, facts in answer:
+            for number in range(facts.get("block.count", 0)):
+                get = functools.partial(_fact, facts, number)
+                found[handle.UUIDString(), get("name"), get("backingIndex")] = Sizes(get("capacity"), get("physical"), None)
+        return found
+
+    def qemu_view(self, handle) -> QemuView:
+        """QEMU's own view of its storage, by reading commands of its monitor. libvirt marks the guest as tainted by them."""
+        answers = []
+        with self.calling("ask QEMU about the storage of guest %s" % handle.name()):
+            for command in ("query-named-block-nodes", "query-block-jobs", "query-block"):
+                text = self._bounded(libvirt_qemu.qemuMonitorCommand, handle, '{"execute": "%s"}' % command, 0)
+                answers.append(text)
+        return parse_view(*answers)
 
     # Calls
 
@@ -264,16 +336,28 @@ class Connection:
 
     def _metadata(self, handle, target: str, xml: Optional[str]) -> None:
         with self.calling("note the job on disk %s in the metadata of guest %s" % (target, handle.name())):
-            self._bounded(
-                handle.setMetadata, libvirt.VIR_DOMAIN_METADATA_ELEMENT, xml, RECORD_PREFIX, RECORD_URI % target, libvirt.VIR_DOMAIN_AFFECT_LIVE
-            )
+            self._bounded(handle.setMetadata, libvirt.VIR_DOMAIN_METADATA_ELEMENT, xml, RECORD_PREFIX, RECORD_URI % target, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
 
-def _answer(answer: queue.Queue, call, arguments) -> None:
-    try:
-        answer.put((None, call(*arguments)))
-    except (libvirt.libvirtError, TypeError, ValueError, OverflowError) as error:  # raised again where it was asked
-        answer.put((error, None))
+def _work(calls: queue.Queue) -> None:
+    """Make one call after the other, and give each its answer or its error."""
+    while True:
+        answer, call, arguments = calls.get()
+        try:
+            answer.put((None, call(*arguments)))
+        except (libvirt.libvirtError, TypeError, ValueError, OverflowError) as error:  # raised again where it was asked
+            answer.put((error, None))
+
+
+def _real_too(paths: frozenset, domain: Domain) -> frozenset:
+    """Paths, those of storage volumes, and where the links among them lead: what a process is seen to hold open."""
+    volumes = {layer.path for disk in domain.disks for layer in disk.chain.images() if layer.resolved}
+    found = paths | {path for path in volumes if path}
+    return found | {os.path.realpath(path) for path in found}
+
+
+def _fact(facts: dict, number: int, name: str):
+    return facts.get("block.%d.%s" % (number, name))
 
 
 def _silent(context, error) -> None:

@@ -11,78 +11,65 @@ silence for "nobody uses it".
 from __future__ import annotations
 
 import os
-from typing import Callable, List, Optional, Tuple
+from typing import Iterator, List, Optional, Tuple
 
 from .._core.chain import Chain, Layer
-from .._core.errors import Unavailable
-from .._core.model import Selection, Use
+from .._core.headers import Probes, chains_of, follow, key_of, probe_of, store_layer
+from .._core.model import Disk, Domain, Selection, Use
+from .images import DEEPEST, Images
 from .libvirt_host import Connection
-from .qemu_img import read_image
-
-DEEPEST = 200  # libvirt's own limit for a chain
 
 
-def all_uses(connection: Connection, run_command: Callable) -> Tuple[Tuple[Use, ...], Tuple[str, ...]]:
-    """(uses, the images that hid a part of them)."""
+def all_uses(connection: Connection, images: Images, deadline: Optional[float] = None) -> Tuple[Tuple[Use, ...], Tuple[str, ...]]:
+    """(uses, the images that hid a part of them, as those do that were not read until ``deadline``, in monotonic seconds)."""
+    read = (connection.read(handle, True, False) for handle in connection.select(Selection()))
+    domains = [domain for domain in read if domain is not None]
+    open_ends = {key_of(chain.layers[-1]) for domain in domains for chain in _chains(domain) if chain.layers and chain.ends is None}
+    probes = images.read(dict.fromkeys(key for key in open_ends if key is not None), DEEPEST, deadline=deadline)
     uses: List[Use] = []
     unread: List[str] = []
-    for handle in connection.select(Selection()):
-        domain = connection.read(handle, True, False)
-        for disk in (domain.disks + domain.config) if domain is not None else ():
-            for chain in [disk.chain] + ([disk.mirror.chain] if disk.mirror else []):
-                places, problems = _places(connection, run_command, chain)
-                uses += [Use(place, domain.name, domain.uuid, disk.target, written) for place, written in places]
-                unread += problems
+    for domain in domains:
+        for disk in domain.disks + domain.config:
+            for chain in chains_of(disk):
+                problem = _add(uses, domain, disk, chain, probes, connection.local)
+                unread += [problem] if problem else []
+                unread += [str(layer) for layer in chain.images() if layer.type == "volume" and layer.path is None]
     return tuple(dict.fromkeys(uses)), tuple(dict.fromkeys(unread))
 
 
-def _places(connection: Connection, run_command: Callable, chain: Chain) -> tuple:
-    """(place, place as written) of a chain's layers, volumes and links resolved, and the layers of which something is unknown."""
-    places = [(place, ()) for place in chain.places]
-    problems: List[str] = []
-    path: Optional[str] = None
-    for layer in chain.layers:
-        path = _path(connection, layer)
-        if path is not None:
-            places.append((("path", path), layer.place))
-        elif layer.type == "volume":
-            problems.append(str(layer))
-    if chain.layers and chain.ends is None:
-        last = chain.layers[-1]
-        below, problem = _below(run_command, path, last.format, str(last), connection.local)
-        places += [(("path", one), ()) for one in below]
-        problems += [problem] if problem else []
-    real = [
-        (("path", os.path.realpath(place[1])), written or place) for place, written in places if place[0] == "path" and connection.local
-    ]
-    return list(dict.fromkeys(places + real)), problems
+def _chains(domain: Domain) -> Iterator[Chain]:
+    return (chain for disk in domain.disks + domain.config for chain in chains_of(disk))
 
 
-def _path(connection: Connection, layer: Layer) -> Optional[str]:
-    if layer.type == "volume":
-        return connection.volume_path(layer.attribute("pool"), layer.attribute("volume"))
-    return layer.path
+def _add(uses: List[Use], domain: Domain, disk: Disk, chain: Chain, probes: Probes, local: bool) -> Optional[str]:
+    """Add the uses of one chain; the image whose header hid what is below it, if there is one."""
+    below, problem = _below(chain, probes)
+    writes = not disk.readonly and not disk.shareable and disk.device in ("disk", "lun")
+    for number, layer in enumerate([place.layer for place in chain.walk()] + below):
+        probe = probe_of(layer, probes)
+        store = layer.store or (store_layer(probe, probes) if probe is not None else None)
+        for image in [layer] + ([store] if store is not None else []):
+            for place, written in _places(image, local):
+                uses.append(Use(place, domain.name, domain.uuid, disk.target, written, writes and number == 0))
+    return problem
 
 
-def _below(run_command: Callable, path: Optional[str], format: Optional[str], name: str, local: bool) -> Tuple[List[str], Optional[str]]:
-    """The paths that the headers name below an image, and the image of which that is not known (or None)."""
-    found: List[str] = []
-    while format != "raw":
-        if not local or path is None or format is None:
-            return found, path or name
-        if not os.path.exists(path):
-            # Nothing can depend on what an image that is gone would name; one whose directory is gone may come back with it.
-            return found, None if os.path.isdir(os.path.dirname(path)) else path
-        try:
-            image = read_image(run_command, path, format)
-        except Unavailable:
-            return found, path
-        if image is None or (image.backing and image.backing_path is None):
-            return found, path
-        if not image.backing:
-            return found, None
-        path, format = image.backing_path, image.backing_format
-        if path in found or len(found) > DEEPEST:
-            return found, path
-        found.append(path)
-    return found, None
+def _places(layer: Layer, local: bool) -> List[tuple]:
+    """(place, place as written) of an image: as it is named, and with its links resolved."""
+    place = layer.place
+    real = ("path", os.path.realpath(place[1])) if local and place[0] == "path" else place
+    return [(place, ())] + ([(real, place)] if real != place else [])
+
+
+def _below(chain: Chain, probes: Probes) -> Tuple[List[Layer], Optional[str]]:
+    """The layers that headers name below a chain's open end, and the image of which it is not known what is below."""
+    if not chain.layers or chain.ends is not None:
+        return [], None
+    walk = follow(chain.layers[-1], probes, DEEPEST)
+    last = walk.chain.layers[-1]
+    hidden: Optional[str] = str(last)
+    if walk.chain.ends:
+        hidden = None
+    elif walk.problem == "missing" and last.path and os.path.isdir(os.path.dirname(last.path)):
+        hidden = None  # nothing can depend on what an image that is gone would name; one whose directory is gone may come back with it
+    return list(walk.chain.layers[1:]), hidden

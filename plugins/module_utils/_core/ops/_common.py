@@ -76,6 +76,7 @@ def writable_disk(domain: Domain, disk: Disk, work: str) -> Disk:
         (disk.transient, "is transient"),
         (disk.bus == "sd", "is on the sd bus, which QEMU gives no block jobs"),
         (disk.chain.layers and disk.chain.active.type == "vhostuser", "is served by vhost-user, not by QEMU"),
+        (disk.chain.branched, "has a layer with several images below it, as a quorum"),
     )
     for wrong, reason in reasons:
         if wrong:

@@ -1,0 +1,149 @@
+# Copyright: Contributors to livestorage.libvirt
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Chains as the images' own headers tell them.
+
+The law: a name in a header is followed only where it is a path of a file or a block device, one image at a time, no
+deeper than asked and never in a circle; where the way ends too early, the reason is told. What is read, and by whom, is
+decided elsewhere: here are only probes, by (path, format) as they were asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Dict, Iterable, List, Mapping, Optional, Tuple
+
+from .chain import HEADER, Chain, Layer
+from .host_facts import Probe
+from .model import Disk, Domain
+
+Key = Tuple[str, Optional[str]]
+Probes = Mapping[Key, Probe]
+
+PROBED_TYPES = ("file", "block", "volume")
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A chain as far as headers tell it. ``problem`` is why its end is not known (see ``Probe.problem``, and loop, too_deep, protocol, slices)."""
+
+    chain: Chain
+    problem: Optional[str] = None
+
+
+def key_of(layer: Layer) -> Optional[Key]:
+    """What a layer is probed as; None for one that is no file or block device, or only a slice of one."""
+    return (layer.path, layer.format) if layer.type in PROBED_TYPES and layer.path and not layer.facts.slices else None
+
+
+def probe_of(layer: Layer, probes: Probes) -> Optional[Probe]:
+    """The probe of a layer. A header that names no format had it asked for as such, whatever it turned out to be."""
+    key = key_of(layer)
+    return None if key is None else probes.get(key) or probes.get((key[0], None))
+
+
+def wanted(domains: Iterable[Domain], only_open: bool = False) -> List[Key]:
+    """The keys of every layer and data store that libvirt names, of all disks and mirrors: they may be looked into.
+
+    ``only_open``: just the last layer of the chains of which libvirt does not know the end.
+    """
+    found: Dict[Optional[Key], None] = {}
+    for domain in domains:
+        for disk in domain.disks + domain.config:
+            for chain in chains_of(disk):
+                layers = chain.images() if not only_open else chain.layers[-1:] if chain.ends is None else ()
+                for layer in layers:
+                    found[key_of(layer)] = None
+    return [key for key in found if key is not None]
+
+
+def measured(domain: Domain, probes: Probes) -> bool:
+    """Is the size of every layer in use known from its file?"""
+    found = (probe_of(layer, probes) for disk in domain.disks for chain in chains_of(disk) for layer in chain.images())
+    return all(probe is not None and probe.virtual is not None for probe in found)
+
+
+def chains_of(disk: Disk) -> Tuple[Chain, ...]:
+    return (disk.chain,) if disk.mirror is None else (disk.chain, disk.mirror.chain)
+
+
+def below(probe: Probe) -> Optional[Key]:
+    """What the header of an image names as its backing, where that is a path."""
+    image = probe.image
+    return (image.backing_path, image.backing_format) if image is not None and image.backing_path else None
+
+
+def stores(probes: Iterable[Probe]) -> Iterable[Key]:
+    """The data files that headers name. Nobody opens them: they are only asked for their size."""
+    return [(probe.image.data_path, "raw") for probe in probes if probe.image is not None and probe.image.data_path]
+
+
+def store_layer(probe: Probe, probes: Probes) -> Optional[Layer]:
+    """The data file that a header names, as a layer."""
+    image = probe.image
+    if image is None or not image.data:
+        return None
+    if image.data_path is None:
+        return Layer("network", (("name", image.data),), "raw", known_from=HEADER)
+    return _header_layer(image.data_path, "raw", probes)
+
+
+def _header_layer(path: str, format: Optional[str], probes: Probes) -> Layer:
+    probe = probes.get((path, format))
+    kind = probe.kind if probe is not None and probe.kind else "file"
+    found = format or (probe.image.format if probe is not None and probe.image is not None else None)
+    return Layer(kind, (("dev" if kind == "block" else "file", path),), found, known_from=HEADER)
+
+
+def follow(start: Layer, probes: Probes, deepest: int) -> Walk:
+    """The chain from ``start`` downwards, by headers alone. ``start`` itself keeps what is known of it."""
+    layers = []
+    layer = start
+    seen = set()
+    while True:
+        probe = probe_of(layer, probes)
+        if probe is not None and probe.image is not None and layer.store is None:
+            layer = replace(layer, store=store_layer(probe, probes))
+        layers.append(layer)
+        if layer.format == "raw":
+            return Walk(Chain(tuple(layers), True), probe and probe.problem)
+        if probe is None:
+            return Walk(Chain(tuple(layers), None), _unprobed(layer))
+        if probe.problem is not None:
+            return Walk(Chain(tuple(layers), None), probe.problem)
+        seen.add(probe.identity or probe.real or layer.path)
+        if probe.image is None or not probe.image.backing:
+            return Walk(Chain(tuple(layers), True))
+        key = below(probe)
+        if key is None:
+            return Walk(Chain(tuple(layers), None), "protocol")
+        following = probes.get(key)
+        if following is not None and (following.identity or following.real or key[0]) in seen:
+            return Walk(Chain(tuple(layers), None), "loop")
+        if len(layers) >= deepest:
+            return Walk(Chain(tuple(layers), None), "too_deep")
+        layer = _header_layer(key[0], key[1], probes)
+
+
+def _unprobed(layer: Layer) -> str:
+    if layer.facts.slices:
+        return "slices"
+    return "protocol" if layer.path is None else "remote"
+
+
+def completed(chain: Chain, probes: Probes, deepest: int) -> Walk:
+    """A chain of libvirt's, with what the headers tell below its last layer where libvirt leaves that open, and its data files."""
+    if not chain.layers:
+        return Walk(chain)
+    known = tuple(_with_store(layer, probes) for layer in chain.layers)
+    if chain.ends is not None or chain.branched:
+        return Walk(replace(chain, layers=known))
+    walk = follow(known[-1], probes, max(1, deepest - len(known) + 1))
+    return Walk(Chain(known[:-1] + walk.chain.layers, walk.chain.ends), walk.problem)
+
+
+def _with_store(layer: Layer, probes: Probes) -> Layer:
+    probe = probe_of(layer, probes)
+    if layer.store is not None or probe is None or probe.image is None or not probe.image.data:
+        return layer
+    return replace(layer, store=store_layer(probe, probes))

@@ -1,0 +1,164 @@
+# Copyright: Contributors to livestorage.libvirt
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""One look of a whole host: what is asked for what need, how often, and what happens where a part gives no answer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import CallFailed, Unavailable
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.host_facts import Sizes
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Needs, Selection
+from ansible_collections.livestorage.libvirt.tests.unit.case_host import CaseHost
+from ansible_collections.livestorage.libvirt.tests.unit.fake_libvirt import NO_DOMAIN, LibvirtError
+from ansible_collections.livestorage.libvirt.tests.unit.support import HERE
+
+CASES = HERE / "cases"
+UUID, OTHER = "11111111-2222-4333-8444-555555555555", "22222222-2222-4333-8444-555555555555"
+A, M, T, B = "/srv/vm1/active.qcow2", "/srv/vm1/middle.qcow2", "/srv/template.qcow2", "/dev/vg/data"
+VM1 = {"xml": "vm1.xml", "config": "vm1.inactive.xml", "snapshots": [{"name": "s", "files": [["vda", "/s"]]}], "sizes": {"vda[3]": [9, 8]}}
+VM2 = dict(VM1, replace={"<name>vm1</name>": "<name>vm2</name>", UUID: OTHER})
+OFF = {"xml": "vm1.inactive.xml", "active": False, "state": "shutdown", "replace": {"<name>vm1</name>": "<name>vm3</name>", UUID: "u3"}}
+ANSWERS = {"query-named-block-nodes": [], "query-block-jobs": [], "query-block": []}
+ALL = Needs(Selection(), tolerant=True, headers=200, sizes=True, uses=True, shots=True, qemu=True, processes=True)
+PROCESS = {"pid": 7, "name": "vm1", "uuid": UUID, "files": [[A, True], ["/strange", True], ["/read", False]]}
+
+
+@pytest.fixture(name="host")
+def _host(monkeypatch):
+    def host(*guests, **case):
+        return CaseHost(monkeypatch, dict({"guests": [dict(guest, qemu=ANSWERS) for guest in guests]}, **case), CASES)
+
+    return host
+
+
+def test_all_there_is(host):
+    host = host(VM1, VM2, OFF, processes=[PROCESS])
+    seen = host.observe(ALL)
+    assert [domain.name for domain in seen.domains] == ["vm1", "vm2", "vm3"] and seen.local and seen.troubles == seen.silent == ()
+    assert {path for path, dummy in seen.probes} == {A, M, T, B, "/strange"}
+    assert set(seen.shots) == {UUID, OTHER, "u3"} and seen.shots[UUID][0].files == (("vda", "/s"),) and seen.shots["u3"] == ()
+    assert set(seen.qemu) == {UUID, OTHER}  # a guest that is off has no QEMU to ask
+    assert [process.pid for process in seen.processes] == [7]
+    assert {use.guest for use in seen.uses} == {"vm1", "vm2", "vm3"} and seen.unread == ()
+
+
+def test_nothing_more_than_was_asked_for(host):
+    host = host(dict(VM1, replace={"<livestorage:job": "<livestorage:other"}), processes=[PROCESS])  # a note would be a reason to look twice
+    seen = host.observe(Needs(Selection(), config=False))
+    assert (seen.probes, seen.sizes, seen.shots, seen.qemu, seen.processes, seen.uses) == ({}, {}, {}, {}, (), ())
+    assert seen.domains[0].config == () and seen.domains[0].mentioned == frozenset() and host.storage.asked == []
+    assert host.guests[0].calls.count("XMLDesc") == 1 and host.libvirt.commands == [] and "domainListGetStats" not in host.libvirt.hypervisor.calls
+
+
+def test_no_guest_is_looked_at_for_images_alone(host):
+    host = host(VM1, files={"/x": {"image": {"backing": "/y", "backing_format": "qcow2"}}, "/y": {}})
+    seen = host.observe(replace(ALL, guests=False, bare=(("/x", None),), uses=False))
+    assert seen.domains == () and {path for path, dummy in seen.probes} == {"/x", "/y"}
+    assert host.guests[0].calls == [] and seen.probes["/x", None].format == "qcow2"
+
+
+@pytest.mark.parametrize("path", [T, "/srv/link.qcow2"])
+def test_one_image_of_many_guests_is_read_once(host, path):
+    host = host(VM1, VM2, OFF, files={"/srv/link.qcow2": {"link": T}})
+    host.observe(ALL)
+    assert len(host.storage.asked) == len(set(host.storage.asked))
+
+
+def test_only_a_path_that_no_xml_names_has_its_format_guessed(host):
+    """Of libvirt's images the format is libvirt's word, and of a stranger nobody says one."""
+    host = host(dict(VM1, replace={"<driver name='qemu' type='qcow2'/>\n      ": ""}), processes=[PROCESS], files={"/strange": {"format": "qcow2"}})
+    seen = host.observe(ALL)
+    assert seen.probes[A, None].problem == "format_unknown" and seen.probes["/strange", None].format == "qcow2"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        # The header of every layer is known: nobody has to be asked.
+        ({}, {}),
+        ({M: None}, {(UUID, "vda", 3): Sizes(9, 8, None)}),
+    ],
+)
+def test_statistics_are_read_where_headers_do_not_tell(host, files, expected):
+    host = host(VM1, OFF, files=files)
+    assert host.observe(ALL).sizes == expected
+    assert host.libvirt.hypervisor.calls.count("domainListGetStats") == bool(expected)
+
+
+def test_a_guest_whose_jobs_cannot_be_read_is_told_without_them(host):
+    host = host(dict(VM1, silent=True), VM2, processes=[dict(PROCESS, files=[[A, True]])])
+    seen = host.observe(ALL)
+    assert seen.silent == ("vm1",) and [domain.name for domain in seen.domains] == ["vm1", "vm2"]
+    assert A in seen.domains[0].mentioned and (A, None) not in seen.probes
+    with pytest.raises(CallFailed):
+        host.observe(replace(ALL, tolerant=False))
+
+
+def test_a_part_that_gives_no_answer_is_a_warning_and_not_the_end(host):
+    host = host(VM1, VM2, files={M: None})
+    one, other = host.guests
+    one.errors["listAllSnapshots"] = LibvirtError(38, "no snapshots")
+    other.errors["qemuMonitorCommand"] = LibvirtError(38, "no monitor")
+    host.libvirt.hypervisor.errors["domainListGetStats"] = LibvirtError(38, "no statistics")
+    seen = host.observe(ALL)
+    assert set(seen.shots) == {OTHER} and set(seen.qemu) == {UUID} and seen.sizes == {}
+    assert len(seen.troubles) == 3
+    for part in ("no snapshots", "no monitor", "no statistics"):
+        assert any(part in trouble for trouble in seen.troubles)
+
+
+@pytest.mark.parametrize("call", ["listAllSnapshots", "qemuMonitorCommand"])
+def test_a_connection_that_breaks_is_the_end(host, call, monkeypatch):
+    host = host(VM1)
+
+    def broken(handle, *arguments):
+        host.libvirt.hypervisor.alive = False
+        raise LibvirtError(38, "broken")
+
+    if call == "listAllSnapshots":
+        monkeypatch.setattr(host.guests[0], call, broken.__get__(host.guests[0]))
+    else:
+        monkeypatch.setattr(host.libvirt, call, broken)
+    with pytest.raises(Unavailable) as caught:
+        host.observe(ALL)
+    assert caught.value.code == "connection_lost"
+
+
+def test_a_guest_that_vanishes_is_left_out(host):
+    host = host(VM1, VM2)
+    host.guests[0].errors["state"] = LibvirtError(NO_DOMAIN)
+    seen = host.observe(ALL)
+    assert [domain.name for domain in seen.domains] == ["vm2"] and set(seen.shots) == {OTHER} == set(seen.qemu)
+
+
+@pytest.mark.parametrize(("state", "names"), [("running", ["vm1"]), ("shutdown", ["vm3"]), ("paused", [])])
+def test_guests_of_a_state(host, state, names):
+    seen = host(VM1, OFF).observe(replace(ALL, selection=Selection(state=state)))
+    assert [domain.name for domain in seen.domains] == names
+    # Who else uses an image does not depend on who was asked for.
+    assert {use.guest for use in seen.uses} == {"vm1", "vm3"}
+
+
+# Another host
+
+VOLUME = "<volume type='file'><capacity>9</capacity><target><format type='qcow2'/></target></volume>"
+
+
+@pytest.mark.parametrize(("uses", "asked"), [(True, 4), (False, 0)])
+def test_on_another_host_volumes_are_asked_where_libvirt_leaves_something_open(host, uses, asked):
+    host = host(VM1, local=False, processes=[PROCESS], volumes={A: VOLUME})
+    seen = host.observe(replace(ALL, uses=uses, config=False))
+    assert not seen.local and seen.processes == () and host.storage.asked == [] and seen.files == {}
+    assert host.libvirt.hypervisor.calls.count("storageVolLookupByPath") == asked
+    assert seen.sizes == {(UUID, "vda", 3): Sizes(9, 8, None)}
+
+
+def test_on_another_host_an_open_end_is_asked_for(host):
+    host = host(OFF, local=False, volumes={A: VOLUME})
+    seen = host.observe(replace(ALL, uses=False))
+    assert seen.probes[A, "qcow2"].image is not None and seen.probes[B, "raw"].problem == "remote"
