@@ -13,21 +13,16 @@ import argparse
 import json
 import os
 import resource
-import statistics
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 
-TREE = Path(__file__).resolve().parents[5]
+from chains import SIZES, Chains, bench_fleets, bench_images
+from measure import PYTHON, TREE, called, module_command, module_environment, report, report_memory
+
 LAB = Path(__file__).resolve().parents[1] / "lab" / "lab"
-MODULE = """
-import json, runpy, sys
-from ansible.module_utils import basic
-basic._ANSIBLE_ARGS = sys.argv[2].encode()
-basic._ANSIBLE_PROFILE = "legacy"
-runpy.run_module("ansible_collections.livestorage.libvirt.plugins.modules." + sys.argv[1], run_name="__main__")
-"""
+PARTS = ("pull", "info", "fleets", "images")
 REFERENCE = """
 import libvirt
 connection = libvirt.open("qemu:///system")
@@ -38,37 +33,23 @@ print(sum(len(domain.XMLDesc(0)) for domain in connection.listAllDomains(0)))
 class Bench:
     """Commands inside the lab host, timed from outside."""
 
-    def __init__(self, state: Path, ansible: str, scratch: Path):
+    def __init__(self, state: Path, environment: dict[str, str]):
         self.enter = str(state / "enter")
-        (scratch / "ansible").symlink_to(ansible)
-        self.environment = dict(os.environ, PYTHONPATH=f"{scratch}:{TREE}", PYTHONDONTWRITEBYTECODE="1")
-        # The modules' code is compiled once, as it is for a program that is installed.
-        subprocess.run([self.enter, "/usr/bin/python3", "-m", "compileall", "-q", str(TREE)], check=True)
+        self.environment = environment
 
     def run(self, *command: str) -> str:
         done = subprocess.run([self.enter, *command], env=self.environment, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise SystemExit(f"{' '.join(command[:3])} failed: {done.stdout}{done.stderr}")
+            raise SystemExit(f"{called(command)} failed: {done.stdout}{done.stderr}")
         return done.stdout
 
     def module(self, module: str, **arguments) -> dict:
-        text = json.dumps({"ANSIBLE_MODULE_ARGS": arguments})
-        return json.loads(self.run("/usr/bin/python3", "-c", MODULE, module, text))
+        return json.loads(self.run(*module_command(module, **arguments)))
 
     def timed(self, call) -> float:
         start = time.monotonic()
         call()
         return time.monotonic() - start
-
-
-def report(title: str, ours: list[float], reference: list[float]) -> None:
-    """One line: medians in seconds, and the ratio with its spread over the pairs."""
-    ratios = sorted(one / other for one, other in zip(ours, reference))
-    print(
-        f"{title}: ratio {statistics.median(ours) / statistics.median(reference):.2f} of medians over {len(ours)} pairs "
-        f"(pairs {ratios[0]:.2f} to {ratios[-1]:.2f}; {statistics.median(ours):.3f} s to {statistics.median(reference):.3f} s)",
-        flush=True,
-    )
 
 
 def pull(bench: Bench, pairs: int) -> None:
@@ -110,12 +91,12 @@ def info(bench: Bench, guests: int, pairs: int) -> None:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
     def ours() -> None:
-        found = len(bench.module("disk_chain_info")["domains"])
+        found = len(bench.module("disk_chain_info", sources=["live"])["domains"])
         if found < guests:
             raise SystemExit(f"disk_chain_info saw {found} guests of {guests}")
 
     def reference() -> None:
-        bench.run("/usr/bin/python3", "-c", REFERENCE)
+        bench.run(PYTHON, "-c", REFERENCE)
 
     times: dict = {ours: [], reference: []}
     for number in range(pairs):
@@ -123,7 +104,7 @@ def info(bench: Bench, guests: int, pairs: int) -> None:
             times[call].append(bench.timed(call))
     memory = {call: peak(call) for call in (ours, reference)}
     report(f"disk_chain_info / only fetching the XML, {guests} guests", times[ours], times[reference])
-    print(f"peak memory of the same: ratio {memory[ours] / memory[reference]:.2f} ({memory[ours]} KiB to {memory[reference]} KiB)")
+    report_memory("  peak memory", memory[ours], memory[reference])
 
 
 def peak(call) -> int:
@@ -142,15 +123,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ansible", required=True, help="the directory of the package ansible (ansible-core)")
     parser.add_argument("--pairs", type=int, default=9)
-    parser.add_argument("--guests", type=int, default=40)
+    parser.add_argument("--guests", type=int, default=40, help="running guests of the lab")
+    parser.add_argument("--fleets", type=int, nargs="+", default=SIZES, help="numbers of guests of libvirt's test driver, each 2 or more")
+    parser.add_argument("--images", type=int, default=500, help="images that belong to no guest")
+    parser.add_argument("--part", action="append", choices=PARTS, help="only this one (repeatable); fleets needs no lab")
     options = parser.parse_args()
     if options.pairs < 7:
         parser.error("a median wants at least 7 pairs")
-    state = Path(os.environ["LAB_BASE"]) / "bench"
-    with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(state, options.ansible, Path(scratch))
-        pull(bench, options.pairs)
-        info(bench, options.guests, options.pairs)
+    if min(options.fleets) < 2 or options.images < 2:
+        parser.error("one alone is what the others are compared with: give 2 or more")
+    parts = options.part or PARTS
+    state = Path(os.environ.get("LAB_BASE", "")) / "bench"
+    # The modules' code is compiled once, as it is for a program that is installed.
+    subprocess.run([PYTHON, "-m", "compileall", "-q", str(TREE)], check=True)
+    with tempfile.TemporaryDirectory() as made:
+        scratch = Path(made)
+        environment = module_environment(options.ansible, scratch)
+        bench = Bench(state, environment)
+        if "pull" in parts:
+            pull(bench, options.pairs)
+        if "info" in parts:
+            info(bench, options.guests, options.pairs)
+        if "fleets" in parts:
+            bench_fleets(Chains(environment, scratch), options.fleets, options.pairs)
+        if "images" in parts:
+            bench_images(Chains(environment, scratch, (bench.enter,)), options.images, options.pairs)
 
 
 if __name__ == "__main__":
