@@ -65,7 +65,8 @@ options:
     version_added: 0.1.0
   validate:
     description:
-      - Whether to compare the sources and to return the findings of each disk and image.
+      - Whether to compare the O(sources) and to return the findings of each disk and image. What a source would tell that was not
+        asked for is not compared.
       - Reads the snapshots of the guests, the images of all other guests of the host (to find shared ones), and the open files of
         the QEMU processes of this host, too.
     type: bool
@@ -88,8 +89,10 @@ options:
     version_added: 0.1.0
   images:
     description:
-      - Absolute paths of images that belong to no guest, to be read by their headers. It is an error if one is not there.
-      - Without O(name), O(uuid), O(names), O(filter) and O(state), no guest is read then. By default no image is.
+      - Absolute paths of images that belong to no guest, to be read by their headers. It is an error if one is not there; with
+        O(validate) it is a finding.
+      - Without O(name), O(uuid), O(names), O(filter) and O(state), no guest is read then, and on this host libvirt's daemon is not
+        needed. By default no image is read.
     type: list
     elements: path
     version_added: 0.1.0

@@ -139,7 +139,8 @@ class CaseHost:
         domains = [parse_domain(one.xml, one.active, one.word, one.persistent, one.config) for one in self.guests]
         self.storage = Storage(domains, case.get("files", {}))
         self.processes = tuple(
-            Process(one["pid"], one["name"], one["uuid"], tuple((path, writes) for path, writes in one["files"])) for one in case.get("processes", ())
+            Process(one["pid"], one["name"], one["uuid"], tuple((path, writes) for path, writes in one["files"]), one.get("hidden", False))
+            for one in case.get("processes", ())
         )
         monkeypatch.setattr(libvirt_host, "libvirt", self.libvirt)
         monkeypatch.setattr(libvirt_host, "libvirt_qemu", self.libvirt)

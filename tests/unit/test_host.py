@@ -12,9 +12,10 @@ import types
 import pytest
 
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import Chain, file_layer
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import Busy, CallFailed, JobFailed, Moved
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Disk, Domain, Job, Mirror, Record, Snapshot
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import Busy, CallFailed, JobFailed, Moved, Unavailable
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Disk, Domain, Job, Mirror, Needs, Record, Selection, Snapshot
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.plan import Step
+from ansible_collections.livestorage.libvirt.plugins.module_utils._edge import host as edge
 from ansible_collections.livestorage.libvirt.plugins.module_utils._edge.host import PIVOT_TRIES, read_file
 from ansible_collections.livestorage.libvirt.plugins.module_utils._edge.libvirt_events import Events
 from ansible_collections.livestorage.libvirt.plugins.module_utils._edge.libvirt_host import is_local
@@ -335,3 +336,19 @@ def test_events_become_words():
     job(None, one, "vda", 1, 0, None)
     events.forget()
     assert events.word("u1", "vda", 0) is None and binding.alive[0] > 0
+
+
+def test_images_of_no_guest_are_read_without_libvirt(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise Unavailable("no_daemon", "libvirt does not answer.")
+
+    monkeypatch.setattr(edge, "Connection", refuse)
+    path = tmp_path / "x"
+    path.write_bytes(bytes(1024))
+    bare = Needs(Selection(), guests=False, headers=5, bare=((str(path), "raw"),))
+    host = edge.Host("qemu:///system", False)
+    assert host.observe(bare).probes[str(path), "raw"].virtual == 1024
+    host.close()  # nothing was opened
+    for uri, needs in (("qemu:///system", Needs(Selection())), ("qemu+ssh://there/system", bare), ("an-alias", bare)):
+        with pytest.raises(Unavailable):
+            edge.Host(uri, False).observe(needs)

@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import types
-
 import pytest
 
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.host_facts import Image, Probe
@@ -15,7 +13,7 @@ from ansible_collections.livestorage.libvirt.plugins.module_utils._edge import i
 from ansible_collections.livestorage.libvirt.plugins.module_utils._edge.images import Images
 from ansible_collections.livestorage.libvirt.plugins.module_utils._edge.qemu_img import SECONDS
 
-LOCAL = types.SimpleNamespace(local=True)
+LOCAL = True
 
 
 def image(path, backing=None, data=None, seconds=0.0):
@@ -129,8 +127,7 @@ VOLUME = "<volume type='file'><capacity>9</capacity><target><format type='qcow2'
 def test_on_another_host_volumes_are_asked_and_no_file_is(disk):
     asked = []
     volumes = {"/p/a": VOLUME % "<backingStore><path>/p/b</path><format type='qcow2'/></backingStore>", "/p/b": VOLUME % ""}
-    far = types.SimpleNamespace(local=False, volume_xml=lambda path: asked.append(path) or volumes.get(path))
-    found = Images(far).read(keys("/p/a", "/x"), 200)
+    found = Images(False, lambda path: asked.append(path) or volumes.get(path)).read(keys("/p/a", "/x"), 200)
     assert disk.asked == [] and asked == ["/p/a", "/x", "/p/b"]
     assert found["/p/a", "qcow2"].image.backing_path == "/p/b" and found["/p/b", "qcow2"].virtual == 9
     assert (found["/x", "qcow2"].problem, found["/x", "qcow2"].image) == ("remote", None)

@@ -337,7 +337,8 @@ def test_a_process_is_limited(tmp_path, monkeypatch):
     monkeypatch.setattr(qemu_img, "info_command", lambda descriptor, format: ["sh", "-c", "sleep 0.3; cat /proc/self/limits > %s" % told])
     probe(create(tmp_path / "a.qcow2"))
     lines = {line[:26].strip(): line[26:].split()[:2] for line in told.read_text().splitlines()}
-    for name, kind in (("Max address space", resource.RLIMIT_AS), ("Max cpu time", resource.RLIMIT_CPU), ("Max core file size", resource.RLIMIT_CORE)):
+    names = {"Max address space": resource.RLIMIT_AS, "Max cpu time": resource.RLIMIT_CPU, "Max core file size": resource.RLIMIT_CORE}
+    for name, kind in {**names, "Max file size": resource.RLIMIT_FSIZE}.items():
         assert lines[name] == [str(limits[kind])] * 2
 
 
@@ -355,6 +356,21 @@ def test_nothing_is_begun_after_the_deadline(tmp_path, commands):
     assert (late[image, "qcow2"].problem, late[image, "qcow2"].physical) == ("timeout", os.stat(image).st_size)
     assert late[raw, "raw"].problem is None and commands == []
     assert probe_all(keys, deadline=time.monotonic() + 60)[image, "qcow2"].problem is None
+
+
+def test_an_answer_that_never_ends_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(qemu_img, "LIMITS", ((resource.RLIMIT_FSIZE, MiB),))
+    monkeypatch.setattr(qemu_img, "info_command", lambda descriptor, format: ["sh", "-c", "sleep 0.2; exec yes"])
+    found = probe(create(tmp_path / "a.qcow2"), seconds=60.0)
+    assert (found.problem, found.image) == ("unreadable", None) and len(found.detail) < 200
+
+
+def test_what_a_process_leaves_behind_is_not_waited_for(tmp_path, monkeypatch):
+    """It holds the ends of the output open, as one that hangs on dead storage does after it was killed."""
+    monkeypatch.setattr(qemu_img, "info_command", lambda descriptor, format: ["sh", "-c", "sleep 5 & echo no >&2; exit 1"])
+    start = time.monotonic()
+    found = probe(create(tmp_path / "a.qcow2"))
+    assert (found.problem, found.detail) == ("unreadable", "no") and time.monotonic() - start < 2
 
 
 @pytest.mark.parametrize("output", ["", "no json", "[]", "{}", '{"format": "qcow2"}', "\\377\\376"])

@@ -71,7 +71,7 @@ def _found(folder, monkeypatch):
         if volume:
             layer = replace(layer, resolved=str(folder / volume))
         connection = Connection(Disk("vda", Chain((layer,), ends)))
-        used, unread = all_uses(connection, Images(connection))
+        used, unread = all_uses(connection, Images(connection.local))
         assert {(use.guest, use.uuid, use.disk) for use in used} == {("vm2", "u2", "vda")}
         short = str(folder) + "/"
         return {use.place[1].replace(short, "") for use in used if use.place[0] == "path"}, [one.replace(short, "") for one in unread]
@@ -115,7 +115,7 @@ A, B, C, D, E = (file_layer("/none/" + name, "qcow2") for name in "abcde")
 
 def written(*disks) -> set:
     connection = Connection(*disks)
-    used, dummy = all_uses(connection, Images(connection))
+    used, dummy = all_uses(connection, Images(connection.local))
     assert all(use.layer == () for use in used)
     return {use.place[1][-1:] for use in used if use.writes}
 
@@ -140,7 +140,7 @@ def test_only_the_active_layer_is_written_to(disk, paths):
 def test_a_link_is_told_with_the_place_as_written(folder):
     layer = file_layer(str(folder / "link.qcow2"), "qcow2")
     connection = Connection(Disk("vda", Chain((layer,), True)))
-    used, dummy = all_uses(connection, Images(connection))
+    used, dummy = all_uses(connection, Images(connection.local))
     real = ("path", str(folder / "top.qcow2"))
     assert [(use.place, use.layer) for use in used] == [(layer.place, ()), (real, layer.place)]
 
@@ -148,10 +148,10 @@ def test_a_link_is_told_with_the_place_as_written(folder):
 def test_siblings_and_their_data_files_are_used(folder):
     parent = replace(A, branches=(Chain((replace(C, store=E), D), True),))
     connection = Connection(Disk("vda", Chain((parent, B), True)))
-    used, unread = all_uses(connection, Images(connection))
+    used, unread = all_uses(connection, Images(connection.local))
     assert {use.place[1][-1:] for use in used} == set("abcde") and unread == ()
 
 
 def test_a_guest_that_vanished_uses_nothing(folder):
     connection = types.SimpleNamespace(local=True, select=lambda selection: [None], read=lambda *arguments: None)
-    assert all_uses(connection, Images(connection)) == ((), ())
+    assert all_uses(connection, Images(connection.local)) == ((), ())

@@ -54,9 +54,10 @@ def _named(layer: Layer, probes: Probes) -> Optional[str]:
 
 
 def _too_deep(subject: Subject, walk: Walk, deepest: int) -> Finding:
-    more = "more than %d" % deepest if walk.problem == "too_deep" else str(len(walk.chain))
+    deep = deepest + 1 if walk.problem == "too_deep" else len(walk.chain)  # at least: it was not followed any further
+    words = "more than %d" % deepest if walk.problem == "too_deep" else str(deep)
     message = "The chain of %s is %s deep, where max_depth allows %d: merge layers with block_commit or block_rebase."
-    return Finding("too_deep", subject.label(walk.chain.layers[-1]), deepest, more, message % (subject.words, more, deepest))
+    return Finding("too_deep", subject.label(walk.chain.layers[-1]), deepest, deep, message % (subject.words, words, deepest))
 
 
 def image_itself(subject: Subject, layer: Layer, probe: Probe) -> Iterator[Finding]:
@@ -74,7 +75,7 @@ def image_itself(subject: Subject, layer: Layer, probe: Probe) -> Iterator[Findi
             yield Finding("format_differs", label, layer.format, probe.magic, message % (name, layer.format, probe.magic))
     elif probe.problem is not None and not (probe.problem == "format_unknown" and layer.known_from == HEADER):
         yield _problem(subject, layer, probe)
-    if probe.kind == "file" and probe.mode & _OTHERS_WRITE:
+    if probe.mode & _OTHERS_WRITE:
         message = "%s may be written by every user of the host (mode %04o): take that right away." % (name, probe.mode)
         yield Finding("writable_by_others", label, "%04o" % (probe.mode & ~_OTHERS_WRITE), "%04o" % probe.mode, message)
 
@@ -94,6 +95,9 @@ def _problem(subject: Subject, layer: Layer, probe: Probe) -> Finding:
     if probe.problem in ("remote", "unsafe"):
         reason = "it is on another host and in none of its active storage pools" if probe.problem == "remote" else probe.detail
         return Finding("unknown", label, None, probe.problem, "The header of %s is not known: %s." % (name, reason))
+    if probe.problem == "permission":
+        message = "%s may not be read by this user (%s): use become, or give the user that right." % (name, probe.detail)
+        return Finding("unreadable", label, layer.format, probe.detail, message)
     message = "The header of %s cannot be read as %s (%s): check the image with qemu-img, and who may read it."
     return Finding("unreadable", label, layer.format, probe.detail, message % (name, layer.format, probe.detail))
 

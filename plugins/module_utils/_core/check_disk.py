@@ -24,6 +24,9 @@ _WAY_OUT = (
 )
 
 
+PERHAPS = "perhaps: "  # another disk of the same size may be meant
+
+
 def subject_of(domain: Domain, disk: Disk) -> Subject:
     return Subject("disk %s of guest %s" % (disk.target, domain.name), disk.target)
 
@@ -53,6 +56,7 @@ def disk_findings(domain: Domain, disk: Disk, look: Evidence) -> List[Finding]:
     found += _snapshots(domain, disk, look, subject)
     found += _jobs(domain, disk, look, subject)
     found += _orphan(domain, disk, look, subject)
+    found += _hidden(domain, disk, look, subject)
     return distinct(found)
 
 
@@ -166,7 +170,7 @@ def written_to(domain: Domain, disk: Disk, look: Evidence) -> Optional[Tuple[Lay
         return disk.mirror.chain.active, "a mirror is left in the middle of its pivot; ask QEMU itself with qemu_nodes"
     if view is None and disk.mirror is None and not disk.readonly:
         for process, layer in _strangers(domain, disk, look):
-            return layer, "perhaps: process %d holds it open for writing and libvirt names it nowhere; ask QEMU itself with qemu_nodes" % process.pid
+            return layer, PERHAPS + "process %d holds it open for writing and libvirt names it nowhere; ask QEMU itself with qemu_nodes" % process.pid
     return None
 
 
@@ -180,9 +184,10 @@ def _layer_for(disk: Disk, path: str, probes: Probes) -> Layer:
 
 def _stale(disk: Disk, written: Tuple[Layer, str], subject: Subject) -> Finding:
     layer, evidence = written
-    message = "QEMU writes the data of %s to %s, while libvirt and the next start have %s (a pivot whose daemon was killed; %s): " + _WAY_OUT + "."
+    message = "QEMU %s the data of %s to %s, while libvirt and the next start have %s (a pivot whose daemon was killed; %s): " + _WAY_OUT + "."
     old = str(disk.chain.active)
-    words = message % (subject.words, layer, old, evidence, layer, layer.format or "as its header says")
+    verb = "may write" if evidence.startswith(PERHAPS) else "writes"
+    words = message % (verb, subject.words, layer, old, evidence, layer, layer.format or "that its header has")
     return Finding("stale_pivot", subject.label(disk.chain.active), old, str(layer), words)
 
 
@@ -203,6 +208,13 @@ def _strangers(domain: Domain, disk: Disk, look: Evidence) -> List[Tuple[Process
             if probe is not None and size == own.virtual and path not in look.stores and probe.identity not in known:
                 strangers.append((process, Layer("file", (("file", path),), probe.format)))
     return strangers
+
+
+def _hidden(domain: Domain, disk: Disk, look: Evidence, subject: Subject) -> Iterator[Finding]:
+    for process in look.processes.get(domain.uuid, ()):
+        if process.hidden and disk.chain.layers and not disk.readonly:
+            message = "Which files QEMU (process %d) holds open for %s is hidden from this user, so an orphan or a silent stale pivot is not seen: use become."
+            yield Finding("unknown", None, None, "permission", message % (process.pid, subject.words))
 
 
 def _orphan(domain: Domain, disk: Disk, look: Evidence, subject: Subject) -> Iterator[Finding]:

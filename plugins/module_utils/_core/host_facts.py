@@ -93,12 +93,16 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Process:
-    """A QEMU process of this host: ``files`` are the paths that it holds open, True for those that it may write to."""
+    """A QEMU process of this host: ``files`` are the paths that it holds open, True for those that it may write to.
+
+    ``hidden``: this user may not see them.
+    """
 
     pid: int
     name: str
     uuid: str
     files: Tuple[Tuple[str, bool], ...] = ()
+    hidden: bool = False
 
     def writes(self, path: str) -> bool:
         return (path, True) in self.files

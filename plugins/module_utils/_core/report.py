@@ -118,17 +118,18 @@ def source_result(chain: Chain) -> dict:
     return {"layers": layers, "terminated": chain.ends}
 
 
-def data_moved(chain: List[dict]) -> dict:
+def data_moved(chain: List[dict], ends: Optional[bool]) -> dict:
     """Bytes that a pull or a commit would move, from the allocated bytes of the layers; null where one of them is not known.
 
     ``pull`` is by base (position; what every layer between the active one and it holds), ``flatten`` the same for all of
-    them. ``commit`` is by layer: what merging it into the one below moves. No more than the guest sees can be moved.
+    them, and null where the end is not known (``ends``). ``commit`` is by layer: what merging it into the one below moves. No
+    more than the guest sees can be moved.
     """
     sizes = [_held(layer) for layer in chain]
     most = chain[0]["virtual_size"] if chain else None
     pulls = [None if position == 0 else _sum(sizes[1:position], most) for position in range(len(chain))]
     commits = [sizes[position] if position < len(chain) - 1 else None for position in range(len(chain))]
-    return {"flatten": _sum(sizes[1:], most) if chain else None, "pull": pulls, "commit": commits}
+    return {"flatten": _sum(sizes[1:], most) if chain and ends else None, "pull": pulls, "commit": commits}
 
 
 def _held(layer: dict) -> Optional[int]:

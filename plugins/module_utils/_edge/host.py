@@ -24,7 +24,7 @@ from .._core.model import ACTIVE_COMMIT, Domain, Job, Needs, Observed, Selection
 from .._core.plan import Step
 from .files import read_file
 from .images import Images
-from .libvirt_host import Connection
+from .libvirt_host import Connection, surely_local
 from .processes import qemu_processes
 from .qemu_img import read_image
 from .uses import all_uses
@@ -40,21 +40,33 @@ class Host:
     """One hypervisor. ``clock`` and ``sleep`` are the time module's, passed in for tests."""
 
     def __init__(self, uri: str, with_events: bool, clock=time.monotonic, sleep=time.sleep):
-        self._connection = Connection(uri, with_events)
+        self._uri, self._with_events = uri, with_events
+        self._opened: Optional[Connection] = None
         self._clock, self._sleep = clock, sleep
         self._uuid: Optional[str] = None
         self._paths: Dict[str, None] = {}  # of the first look: a later chain may no longer name them
         self._started: Set[str] = set()  # the disks with a job that this run may end
 
+    @property
+    def _connection(self) -> Connection:
+        """Opened when it is first needed: images that belong to no guest are read without libvirt."""
+        if self._opened is None:
+            self._opened = Connection(self._uri, self._with_events)
+        return self._opened
+
     def close(self) -> None:
-        self._connection.close()
+        if self._opened is not None:
+            self._opened.close()
 
     # READ
 
     def observe(self, needs: Needs) -> Observed:
         """One look at everything that ``needs`` names."""
-        self._reach()
         selection = self._pinned(needs.selection)
+        local = not needs.guests and surely_local(self._uri)
+        if not local:
+            self._reach()
+            local = self._connection.local
         handles = self._connection.select(selection) if needs.guests else []
         silent: List[str] = []
         read = [(handle, self._read(handle, needs, silent)) for handle in handles]
@@ -62,13 +74,13 @@ class Host:
         domains = tuple(one for dummy, one in kept)
         if needs.selection.single and domains:
             self._uuid = domains[0].uuid
-        images = Images(self._connection)
+        images = Images(local, None if local else self._connection.volume_xml)
         troubles: List[str] = []
-        processes = qemu_processes() if needs.processes and self._connection.local else ()
+        processes = qemu_processes() if needs.processes and local else ()
         running = processes_of(domains, processes)
         strangers = [(path, None) for domain in domains for process in running.get(domain.uuid, ()) for path in unmentioned(domain, process)]
         # Elsewhere each image is a call over the network: there only a validation asks about what libvirt knows already.
-        named = wanted(domains, only_open=not self._connection.local and not needs.uses) if needs.headers else []
+        named = wanted(domains, only_open=not local and not needs.uses) if needs.headers else []
         guessed = [path for path, dummy in list(needs.bare) + strangers]
         probes = images.read(list(needs.bare) + named + strangers, needs.headers, guessed) if needs.headers else {}
         # Other guests' slow or hostile images must not keep a mere look at one guest waiting.
@@ -76,13 +88,13 @@ class Host:
         uses, unread = all_uses(self._connection, images, deadline) if needs.uses else ((), ())
         return Observed(
             domains,
-            files=self._files(needs, domains),
-            images=self._images(needs),
+            files=self._files(needs, domains) if local else {},
+            images=self._images(needs) if local else {},
             uses=uses,
             unread=unread,
             snapshots=tuple(self._connection.snapshots(handles[0])) if needs.snapshots and domains else (),
             silent=tuple(silent),
-            local=self._connection.local,
+            local=local,
             probes=probes,
             sizes=self._sizes(needs, kept, probes, troubles),
             shots=self._shots(needs, kept, troubles),
@@ -103,18 +115,18 @@ class Host:
             return {}
 
     def _shots(self, needs: Needs, kept: list, troubles: List[str]) -> dict:
-        return self._of_each(kept if needs.shots else [], self._connection.snapshots, troubles)
+        return self._of_each(kept if needs.shots else [], "snapshots", troubles)
 
     def _views(self, needs: Needs, kept: list, troubles: List[str]) -> dict:
         running = [pair for pair in kept if pair[1].active]
-        return self._of_each(running if needs.qemu else [], self._connection.qemu_view, troubles)
+        return self._of_each(running if needs.qemu else [], "qemu_view", troubles)
 
-    def _of_each(self, kept: list, ask, troubles: List[str]) -> dict:
+    def _of_each(self, kept: list, question: str, troubles: List[str]) -> dict:
         """An answer for each guest, by uuid; a guest that gives none is a trouble, and not the end."""
         found = {}
         for handle, domain in kept:
             try:
-                found[domain.uuid] = ask(handle)
+                found[domain.uuid] = getattr(self._connection, question)(handle)
             except (CallFailed, Unavailable) as error:
                 self._told(error, troubles)
         return found
@@ -146,11 +158,9 @@ class Host:
         self._paths.update(dict.fromkeys(needs.paths))
         if needs.paths_of is not None and domains:
             self._paths.update(dict.fromkeys(needs.paths_of(domains[0])))
-        return {path: read_file(path) for path in self._paths} if self._connection.local else {}
+        return {path: read_file(path) for path in self._paths}
 
     def _images(self, needs: Needs) -> Dict[str, Image]:
-        if not self._connection.local:
-            return {}
         read = ((path, read_image(path, format)) for path, format in needs.images)
         return {path: image for path, image in read if image is not None}
 

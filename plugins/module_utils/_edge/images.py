@@ -6,12 +6,11 @@
 
 from __future__ import annotations
 
-from typing import Collection, Dict, Iterable, Optional, Set
+from typing import Callable, Collection, Dict, Iterable, Optional, Set
 
 from .._core.domain_xml import parse_volume
 from .._core.headers import Key, below, stores
 from .._core.host_facts import Probe
-from .libvirt_host import Connection
 from .qemu_img import SECONDS, probe_all
 
 DEEPEST = 200  # libvirt's own limit for a chain
@@ -20,8 +19,9 @@ DEEPEST = 200  # libvirt's own limit for a chain
 class Images:
     """What was found of images during one look; each is read once."""
 
-    def __init__(self, connection: Connection):
-        self._connection = connection
+    def __init__(self, local: bool, volume_xml: Optional[Callable[[str], Optional[str]]] = None):
+        """``volume_xml`` gives the XML of the volume at a path, for where files cannot be read."""
+        self._local, self._volume_xml = local, volume_xml
         self._probes: Dict[Key, Probe] = {}
 
     def read(self, named: Iterable[Key], deepest: int, guessed: Collection[str] = (), deadline: Optional[float] = None) -> Dict[Key, Probe]:
@@ -56,10 +56,10 @@ class Images:
         return found
 
     def _look(self, keys: Dict[Key, float], named: Collection[str], guessed: Collection[str], deadline: Optional[float]) -> Dict[Key, Probe]:
-        if self._connection.local:
+        if self._local:
             return probe_all({key: SECONDS - spent for key, spent in keys.items()}, named, guessed, deadline)
         return {key: self._volume(key) for key in keys}
 
     def _volume(self, key: Key) -> Probe:
-        xml = self._connection.volume_xml(key[0])
+        xml = self._volume_xml(key[0]) if self._volume_xml is not None else None
         return Probe(key[0], key[1], problem="remote") if xml is None else parse_volume(key, xml)

@@ -10,6 +10,7 @@ Nothing is decided here. The binding is imported lazily by name so that the pipe
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import queue
@@ -48,6 +49,11 @@ def is_local(uri: str) -> bool:
     return not parts.netloc and parts.scheme != "test" and parts.scheme.partition("+")[2] in ("", "unix")
 
 
+def surely_local(uri: str) -> bool:
+    """Is that plain without asking libvirt? (What has no scheme may be an alias of libvirt.conf.)"""
+    return ":" in uri and is_local(uri)
+
+
 CALL_SECONDS = 60  # more than the 30 that libvirt itself waits for the lock on a guest
 
 
@@ -71,9 +77,10 @@ class Connection:
             self._libvirt = self._bounded(libvirt.open, self.uri)
             self.events = Events(libvirt, self._libvirt) if self._with_events else None
         except libvirt.libvirtError as error:
-            code = "permission" if error.get_error_code() in _denied() else "no_daemon"
+            denied = error.get_error_code() in _denied() or os.strerror(errno.EACCES) in str(error)  # the socket says it in errno's words
+            code = "permission" if denied else "no_daemon"
             what = "refused this user" if code == "permission" else "does not answer"
-            advice = "use become or polkit" if code == "permission" else "start its daemon or correct uri"
+            advice = "use become, polkit or the group libvirt" if code == "permission" else "start its daemon or correct uri"
             raise Unavailable(code, "libvirt at %s %s (%s): %s." % (self.uri, what, error, advice)) from error
 
     def reopen(self, deadline: float, pause: float = 0.2) -> None:
@@ -271,6 +278,8 @@ class Connection:
 
     def qemu_view(self, handle) -> QemuView:
         """QEMU's own view of its storage, by reading commands of its monitor. libvirt marks the guest as tainted by them."""
+        if libvirt_qemu is None:
+            raise Unavailable("missing_library", "The binding libvirt_qemu, a part of python3-libvirt, is not there: QEMU cannot be asked.")
         answers = []
         with self.calling("ask QEMU about the storage of guest %s" % handle.name()):
             for command in ("query-named-block-nodes", "query-block-jobs", "query-block"):

@@ -34,7 +34,8 @@ def _processes() -> Iterator[Process]:
             continue
         match = _NAME.search(name)
         guest = match.group(1) if match else name.split(",")[0]
-        yield Process(int(entry), guest.replace(",,", ","), uuid, tuple(_files(entry)))
+        hidden = not os.access("/proc/%s/fd" % entry, os.R_OK, effective_ids=True)
+        yield Process(int(entry), guest.replace(",,", ","), uuid, tuple(_files(entry)), hidden)
 
 
 def _program(pid: str) -> Optional[str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import resource
 import shutil
@@ -43,7 +44,12 @@ PACKAGES = "qemu-utils (Debian) or qemu-img (EL)"
 
 def info_command(descriptor: int, format: str) -> List[str]:
     """The argument list that reads one header. ``-U``: a running guest holds the image's lock."""
-    return ["qemu-img", "info", "-U", "-f", format, "--output=json", "--", "/proc/self/fd/%d" % descriptor]
+    return ["qemu-img", "info", "-U", "-f", format, "--output=json", "--", _name(descriptor)]
+
+
+def _name(descriptor: int) -> str:
+    """A name of what a descriptor is, for this process and for a child that inherits it."""
+    return "/proc/self/fd/%d" % descriptor
 
 
 def read_image(path: str, format: str) -> Optional[Image]:
@@ -117,6 +123,8 @@ def _looked_at(key: Key, named: bool, guessed: bool, opened: contextlib.ExitStac
         mode=stat.S_IMODE(facts.st_mode),
         identity=(0, facts.st_rdev) if block else (facts.st_dev, facts.st_ino),
     )
+    if (named or format != "raw") and not os.access(_name(descriptor), os.R_OK, effective_ids=True):
+        return replace(probe, problem="permission", detail=os.strerror(errno.EACCES)), None
     if named:
         probe = replace(probe, magic=_magic(descriptor))
     if format is None:
@@ -142,7 +150,7 @@ def _device_size(device: int) -> Optional[int]:
 
 def _magic(descriptor: int) -> Optional[str]:
     try:
-        reading = os.open("/proc/self/fd/%d" % descriptor, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        reading = os.open(_name(descriptor), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
     try:
@@ -215,4 +223,4 @@ def _limit(pid: int) -> None:
 def _reason(errors: str, descriptor: int) -> str:
     """qemu-img's own words without the name that it was given."""
     lines = errors.strip().splitlines() or ["it was ended by its limits"]
-    return lines[-1].replace("qemu-img: ", "").replace("Could not open '/proc/self/fd/%d': " % descriptor, "")
+    return lines[-1].replace("qemu-img: ", "").replace("Could not open '%s': " % _name(descriptor), "")

@@ -55,7 +55,7 @@ class Request:
 
 
 def request(params: dict) -> Request:
-    """Module parameters to a Request. Raises Refused (codes bad_filter, bad_depth, bad_fail_on, not_absolute)."""
+    """Module parameters to a Request. Raises Refused (codes bad_filter, bad_depth, bad_fail_on, bad_sources, not_absolute)."""
     if params["filter"] is not None:
         try:
             re.compile(params["filter"])
@@ -67,6 +67,8 @@ def request(params: dict) -> Request:
     if wrong:
         words = (", ".join(wrong), ", ".join(SEVERITIES))
         raise Refused("bad_fail_on", "The option fail_on has %s, which is neither a code of a finding nor a severity (%s)." % words)
+    if not params["sources"]:
+        raise Refused("bad_sources", "The option sources is empty: give at least one of live, inactive and images.")
     names = params["names"]
     selection = Selection(params["name"], params["uuid"], None if names is None else tuple(names), params["filter"], params["state"])
     images = tuple((absolute(path, "images"), params["format"]) for path in params["images"] or ())
@@ -77,7 +79,7 @@ def request(params: dict) -> Request:
         tuple(params["fail_on"]),
         params["max_depth"],
         images,
-        not images or selection != Selection(),
+        params["images"] is None or selection != Selection(),
         params["estimate"],
         params["qemu_nodes"],
     )
@@ -94,7 +96,7 @@ def plan(wanted: Request, seen: Observed) -> Plan:
     if missing and selection.state is None and selection.pattern is None:
         raise Refused("no_guest", "libvirt knows no guest named %s: leave the name out to list all guests." % ", ".join(missing))
     gone = [path for path, format_ in wanted.images if seen.probes[path, format_].problem == "missing"]
-    if gone:
+    if gone and not wanted.validate:  # a validation has a finding for it
         raise Refused("no_image", "There is no image %s: correct the option images." % ", ".join(gone))
     warnings = ["The jobs of guest %s cannot be read now: what is returned of it has none." % name for name in seen.silent]
     others = _unread_elsewhere(wanted, seen)
@@ -163,7 +165,7 @@ def _disk(wanted: Request, domain: Domain, disk: Disk, seen: Observed, look: Opt
         met.extend(findings)
         found["findings"] = [one.result() for one in findings]
     if wanted.estimate:
-        found["data_moved"] = data_moved(found["chain"][: len(walk.chain)])
+        found["data_moved"] = data_moved(found["chain"][: len(walk.chain)], walk.chain.ends)
     return found
 
 
@@ -204,5 +206,5 @@ def _bare(wanted: Request, path: str, format_: Optional[str], seen: Observed, me
         met.extend(findings)
         found["findings"] = [one.result() for one in findings]
     if wanted.estimate:
-        found["data_moved"] = data_moved(chain)
+        found["data_moved"] = data_moved(chain, walk.chain.ends)
     return found
