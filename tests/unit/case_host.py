@@ -17,7 +17,7 @@ from dataclasses import fields
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.domain_xml import parse_domain
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.host_facts import Image, Probe, Process
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.image_info import SAFE_FORMATS, resolve_backing
-from ansible_collections.livestorage.libvirt.plugins.module_utils._edge import host, images, libvirt_host, uses
+from ansible_collections.livestorage.libvirt.plugins.module_utils._edge import host, images, libvirt_host, patience, uses
 from ansible_collections.livestorage.libvirt.tests.unit.fake_libvirt import Binding, Guest, Hypervisor, LibvirtError
 
 GiB, MiB = 1 << 30, 1 << 20
@@ -147,7 +147,7 @@ class CaseHost:
         monkeypatch.setattr(images, "probe_all", self.storage.probe_all)
         monkeypatch.setattr(host, "qemu_processes", lambda: self.processes)
         path = types.SimpleNamespace(realpath=self.storage.real, isdir=lambda name: True, dirname=lambda name: name.rpartition("/")[0])
-        for module in (uses, libvirt_host):
+        for module in (uses, patience):
             monkeypatch.setattr(module, "os", types.SimpleNamespace(path=path))
 
     def observe(self, needs):

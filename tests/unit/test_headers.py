@@ -62,7 +62,9 @@ TOP = file_layer("/0", "qcow2", 7)
         (by_key(header("/0", "/0")), (["/0"], None, "loop")),
         (by_key(header("/0", "/1"), header("/1", "/0")), (["/0", "/1"], None, "loop")),
         (by_key(header("/0", "/1"), header("/1", "/link"), header("/link", "/1", inode=header("/0").identity[1])), (["/0", "/1"], None, "loop")),
-        (by_key(header("/0", "/1"), header("/1", "/0/../1")), (["/0", "/1"], None, "loop")),
+        (by_key(header("/0", "/1"), header("/1", "//./1")), (["/0", "/1"], None, "loop")),
+        # What ".." means is the kernel's to say: it may lead through a link.
+        (by_key(header("/0", "/1"), header("/1", "/0/../2"), header("/0/../2")), (["/0", "/1", "/0/../2"], True, None)),
         (
             by_key(header("/0", "/1"), *(replace(one, identity=None, real="") for one in (header("/1", "/2"), header("/2", "/1")))),
             (["/0", "/1", "/2"], None, "loop"),
@@ -219,7 +221,7 @@ def test_what_is_wanted_of_guests():
 
 def test_what_headers_lead_to():
     assert below(header("/a/b", "c", "raw")) == ("/a/c", "raw")
-    assert below(header("/a/b", "../c", None)) == ("/c", None)
+    assert below(header("/a/b", "../c", None)) == ("/a/../c", None)
     assert below(header("/a")) is None and below(header("/a", "nbd:x")) is None and below(Probe("/a", "raw")) is None
     assert stores([header("/a/b", data="c"), header("/a"), header("/a", data="json:{}"), Probe("/a", "raw")]) == [("/a/c", "raw")]
 

@@ -109,7 +109,7 @@ def test_any_name_can_be_shown(name):
     ("name", "path"),
     [
         ("base.qcow2", "/srv/vm/base.qcow2"),
-        ("../base.qcow2", "/srv/base.qcow2"),
+        ("../base.qcow2", "/srv/vm/../base.qcow2"),
         ("/a//b/./c", "/a/b/c"),
         ("file:base.qcow2", "/srv/vm/base.qcow2"),
         ("file:/b", "/b"),
@@ -186,14 +186,16 @@ def volume(inside, kind="file"):
         ("qcow2", volume(FORMAT % "qcow2"), ("qcow2", "file", None, "qcow2", 100, None, None)),
         ("qcow2", volume(FORMAT % "qcow2" + "<backingStore><path>b</path></backingStore>"), ("qcow2", "file", None, "qcow2", 100, "/p/b", None)),
         (None, volume(FORMAT % "qcow2"), ("qcow2", "file", None, "qcow2", 100, None, None)),
-        ("raw", volume(FORMAT % "raw"), ("raw", "file", None, None, 70, None, None)),
-        ("raw", volume(FORMAT % "raw", "block"), ("raw", "block", None, None, 70, None, None)),
+        ("raw", volume(FORMAT % "raw"), ("raw", "file", None, None, 512, None, None)),
+        ("raw", volume(FORMAT % "raw", "block"), ("raw", "block", None, None, 512, None, None)),
         # libvirt says what the pool takes the file for, a guest may have written it.
         ("raw", volume(FORMAT % "qcow2" + BELOW % ("/etc/shadow", "raw")), ("raw", "file", None, "qcow2", None, None, None)),
-        ("qcow2", volume(""), ("qcow2", "file", None, None, None, None, None)),
+        # Of an LVM volume libvirt says no format, or what it finds on it: nobody has looked into the header.
+        ("qcow2", volume(""), ("qcow2", "file", "remote", None, None, None, None)),
+        ("raw", volume(FORMAT % "linux", "block"), ("raw", "block", "remote", None, 100, None, None)),
         (None, volume(""), (None, "file", "format_unknown", None, None, None, None)),
         ("qcow2", volume(FORMAT % "qcow2" + BELOW % ("nbd://h/x", "raw")), ("qcow2", "file", None, "qcow2", 100, None, "raw")),
-        ("vmdk", volume(FORMAT % "vmdk"), ("vmdk", "file", None, None, 100, None, None)),
+        ("vmdk", volume(FORMAT % "vmdk"), ("vmdk", "file", "remote", None, 100, None, None)),
     ],
 )
 def test_volume(asked, xml, expected):

@@ -73,6 +73,8 @@ def image_itself(subject: Subject, layer: Layer, probe: Probe) -> Iterator[Findi
         else:
             message = "%s is used as %s, but its header is that of a %s image: correct the format where it is defined."
             yield Finding("format_differs", label, layer.format, probe.magic, message % (name, layer.format, probe.magic))
+    elif probe.problem == "missing" and layer.facts.startup_policy == "optional":
+        pass  # libvirt starts the guest without it
     elif probe.problem is not None and not (probe.problem == "format_unknown" and layer.known_from == HEADER):
         yield _problem(subject, layer, probe)
     if probe.mode & _OTHERS_WRITE:

@@ -11,7 +11,7 @@ from typing import Dict, Iterator, List, Optional, Tuple
 
 from .chain import HEADER, Chain, Layer, normal_path
 from .check_chain import chain_findings, image_itself
-from .findings import Finding, Subject, distinct
+from .findings import INFO, WARNING, Finding, Subject, distinct
 from .headers import Probes, Walk, chains_of, completed, probe_of
 from .host_facts import Process
 from .model import Disk, Domain, Observed, Use, processes_of, unmentioned
@@ -46,6 +46,9 @@ class Evidence:
 def disk_findings(domain: Domain, disk: Disk, look: Evidence) -> List[Finding]:
     """Everything that is found about one disk, once each."""
     subject = subject_of(domain, disk)
+    if domain.uuid in look.seen.moved:
+        message = "The chain of %s changed while it was compared, as during a snapshot or a pivot: look again."
+        return [Finding("unknown", None, None, "moved", message % subject.words)]
     config = domain.config_disk(disk.target) if domain.active else None
     found = list(chain_findings(subject, completed(disk.chain, look.probes, look.deepest), look.probes, look.deepest))
     if disk.mirror is not None:
@@ -68,7 +71,8 @@ def _config(subject: Subject, disk: Disk, config: Disk, probes: Probes, deepest:
     words = _with_formats if walk.chain.places == disk.chain.places else chain_text
     live, then = words(disk.chain), words(walk.chain)
     message = "At its next start, %s will have the chain %s, but %s is in use: define the chain in use, or restart the guest if the definition is meant."
-    yield Finding("config_differs", None, live, then, message % (subject.words, then, live))
+    level = INFO if disk.device in ("cdrom", "floppy") else None  # media come and go
+    yield Finding("config_differs", None, live, then, message % (subject.words, then, live), level)
     yield from chain_findings(Subject("%s at its next start" % subject.words, disk.target, disk.chain), walk, probes, deepest)
 
 
@@ -107,13 +111,20 @@ def _shared(domain: Domain, disk: Disk, look: Evidence, subject: Subject) -> Ite
     for image in walk.chain.images():
         users = [use for place in {image.place} | _real_places(image, look.probes) for use in look.uses.get(place, ())]
         own = [use for use in users if (use.uuid, use.disk) == (domain.uuid, disk.target)]
-        others = [use for use in users if (use.uuid, use.disk) != (domain.uuid, disk.target)]
+        others = [use for use in users if (use.uuid, use.disk) != (domain.uuid, disk.target) and not _another_start(domain, use)]
         if not any(use.writes for use in own):
             others = [use for use in others if use.writes]
         if others:
             who = ", ".join(sorted({"disk %s of guest %s" % (use.disk, use.guest) for use in others}))
-            message = "%s of %s is also an image of %s, and one of them writes to it: give each guest an image of its own, or an overlay."
+            message = "%s of %s is also an image of %s, and one of them may write to it: give each guest an image of its own, or an overlay."
             yield Finding("shared_image", subject.label(image), None, who, message % (subject.name(image), subject.words, who))
+
+
+def _another_start(domain: Domain, use: Use) -> bool:
+    """Is it the same guest's use, but only at its next start? A disk that was plugged elsewhere is never used at once."""
+    other = domain.disk(use.disk) if use.uuid == domain.uuid else None
+    written = use.layer or use.place
+    return use.uuid == domain.uuid and (other is None or written not in {layer.place for layer in other.chain.images()})
 
 
 def _real_places(image: Layer, probes: Probes) -> set:
@@ -131,7 +142,7 @@ def _snapshots(domain: Domain, disk: Disk, look: Evidence, subject: Subject) -> 
     for shot in look.seen.shots.get(domain.uuid, ()):
         for target, path in shot.files + shot.bases:
             if target == disk.target and ("path", normal_path(path)) not in places:
-                message = "Snapshot %s needs %s, which is no layer of %s any more: libvirt can neither delete nor revert it; drop its metadata."
+                message = "Snapshot %s needs %s, no layer of %s now: but for another branch after a revert, libvirt can neither delete nor revert it."
                 yield Finding("snapshot_stale", path, path, None, message % (shot.name, path, subject.words))
 
 
@@ -170,7 +181,7 @@ def written_to(domain: Domain, disk: Disk, look: Evidence) -> Optional[Tuple[Lay
         return disk.mirror.chain.active, "a mirror is left in the middle of its pivot; ask QEMU itself with qemu_nodes"
     if view is None and disk.mirror is None and not disk.readonly:
         for process, layer in _strangers(domain, disk, look):
-            return layer, PERHAPS + "process %d holds it open for writing and libvirt names it nowhere; ask QEMU itself with qemu_nodes" % process.pid
+            return layer, PERHAPS + "process %d holds it open for writing, and libvirt names it nowhere" % process.pid
     return None
 
 
@@ -184,11 +195,13 @@ def _layer_for(disk: Disk, path: str, probes: Probes) -> Layer:
 
 def _stale(disk: Disk, written: Tuple[Layer, str], subject: Subject) -> Finding:
     layer, evidence = written
-    message = "QEMU %s the data of %s to %s, while libvirt and the next start have %s (a pivot whose daemon was killed; %s): " + _WAY_OUT + "."
-    old = str(disk.chain.active)
-    verb = "may write" if evidence.startswith(PERHAPS) else "writes"
-    words = message % (verb, subject.words, layer, old, evidence, layer, layer.format or "that its header has")
-    return Finding("stale_pivot", subject.label(disk.chain.active), old, str(layer), words)
+    old, label = str(disk.chain.active), subject.label(disk.chain.active)
+    if evidence.startswith(PERHAPS):
+        message = "QEMU may write the data of %s to %s, while libvirt has %s (%s): ask QEMU itself with qemu_nodes before anything else is done to the guest."
+        return Finding("stale_pivot", label, old, str(layer), message % (subject.words, layer, old, evidence[len(PERHAPS) :]), WARNING)
+    message = "QEMU writes the data of %s to %s, while libvirt and the next start have %s (a pivot whose daemon was killed; %s): " + _WAY_OUT + "."
+    words = message % (subject.words, layer, old, evidence, layer, layer.format or "that its header has")
+    return Finding("stale_pivot", label, old, str(layer), words)
 
 
 def _strangers(domain: Domain, disk: Disk, look: Evidence) -> List[Tuple[Process, Layer]]:
@@ -202,6 +215,8 @@ def _strangers(domain: Domain, disk: Disk, look: Evidence) -> List[Tuple[Process
     known = {probe.identity for probe in found if probe is not None}
     strangers = []
     for process in processes:
+        if domain.active and process.uuid != domain.uuid:
+            continue  # another guest of that name, as in a container
         for path in unmentioned(domain, process):
             probe = look.probes.get((path, None))
             size = None if probe is None else probe.virtual or probe.physical
@@ -212,7 +227,7 @@ def _strangers(domain: Domain, disk: Disk, look: Evidence) -> List[Tuple[Process
 
 def _hidden(domain: Domain, disk: Disk, look: Evidence, subject: Subject) -> Iterator[Finding]:
     for process in look.processes.get(domain.uuid, ()):
-        if process.hidden and disk.chain.layers and not disk.readonly:
+        if process.hidden and disk == domain.disks[0]:
             message = "Which files QEMU (process %d) holds open for %s is hidden from this user, so an orphan or a silent stale pivot is not seen: use become."
             yield Finding("unknown", None, None, "permission", message % (process.pid, subject.words))
 

@@ -219,12 +219,19 @@ def parse_volume(key: Tuple[str, Optional[str]], xml: str) -> Probe:
         known,
         kind="block" if root.get("type") == "block" else "file",
         image=image if told not in (None, "raw", "unknown") else None,
-        problem=None if known else "format_unknown",
+        problem=_volume_problem(asked, told),
         magic=told if told in SAFE_FORMATS else None,
         physical=sizes["physical"] or sizes["capacity"],
         allocated=sizes["allocation"],
         real=path,
     )
+
+
+def _volume_problem(asked: Optional[str], told: Optional[str]) -> Optional[str]:
+    """libvirt looks into the headers of files; of an LVM volume it says no format, or that of what a guest wrote on it."""
+    if told in SAFE_FORMATS or (asked == "raw" and told == "raw"):
+        return None
+    return "format_unknown" if asked is None and told is None else "remote"
 
 
 def record_xml(record: Record) -> str:

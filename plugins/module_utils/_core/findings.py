@@ -20,7 +20,7 @@ SEVERITIES = (INFO, WARNING, CRITICAL)
 
 CODES = {
     "backing_differs": CRITICAL,
-    "base_smaller": WARNING,
+    "base_smaller": INFO,
     "config_differs": WARNING,
     "data_store_differs": CRITICAL,
     "data_store_missing": WARNING,
@@ -58,10 +58,12 @@ class Finding:
     expected: Value
     actual: Value
     message: str
+    level: Optional[str] = None
 
     @property
     def severity(self) -> str:
-        return CODES[self.code]
+        """That of its code, unless the evidence makes it less."""
+        return self.level or CODES[self.code]
 
     def result(self) -> dict:
         return {

@@ -15,6 +15,7 @@ from typing import Dict, Iterable, List, Mapping, Optional, Tuple
 
 from .chain import HEADER, Chain, Layer
 from .host_facts import Probe
+from .image_info import shown_name
 from .model import Disk, Domain
 
 Key = Tuple[str, Optional[str]]
@@ -84,7 +85,7 @@ def store_layer(probe: Probe, probes: Probes) -> Optional[Layer]:
     if image is None or not image.data:
         return None
     if image.data_path is None:
-        return Layer("network", (("name", image.data),), "raw", known_from=HEADER)
+        return Layer("network", (("name", shown_name(image.data)),), "raw", known_from=HEADER)
     return _header_layer(image.data_path, "raw", probes)
 
 
@@ -109,10 +110,10 @@ def follow(start: Layer, probes: Probes, deepest: int) -> Walk:
             return Walk(Chain(tuple(layers), True), probe and probe.problem)
         if probe is None:
             return Walk(Chain(tuple(layers), None), _unprobed(layer))
-        if probe.problem is not None:
-            return Walk(Chain(tuple(layers), None), probe.problem)
+        if probe.problem is not None or probe.image is None:
+            return Walk(Chain(tuple(layers), None), probe.problem or "remote")
         seen.add(probe.identity or probe.real or layer.path)
-        if probe.image is None or not probe.image.backing:
+        if not probe.image.backing:
             return Walk(Chain(tuple(layers), True))
         key = below(probe)
         if key is None:

@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Dict, Optional, Tuple
 
+SECTOR = 512  # QEMU rounds the length of a raw image up to it
+
 
 @dataclass(frozen=True)
 class File:
@@ -79,7 +81,7 @@ class Probe:
         """What a guest sees of the image, in bytes."""
         if self.image is not None:
             return self.image.virtual_size
-        return self.physical if self.format == "raw" else None
+        return None if self.format != "raw" or self.physical is None else -(-self.physical // SECTOR) * SECTOR
 
 
 @dataclass(frozen=True)

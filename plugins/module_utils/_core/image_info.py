@@ -76,7 +76,9 @@ def resolve_backing(path: str, backing: Optional[str]) -> Optional[str]:
         return None
     if backing.startswith("file:"):
         backing = backing[len("file:") :]
-    return posixpath.normpath(posixpath.join(posixpath.dirname(path), backing))
+    # As QEMU does it: ".." may lead through a link, and is the kernel's to resolve.
+    parts = posixpath.join(posixpath.dirname(path), backing).split("/")
+    return "/" + "/".join(part for part in parts if part not in ("", "."))
 
 
 def shown_name(name: str) -> str:

@@ -180,7 +180,8 @@ class Observed:
 
     ``uses`` is every layer of every guest; ``unread`` names the images whose headers hid a part of that; ``silent`` the guests
     whose jobs could not be read. ``probes`` is what was found of images, by path and format as they were asked for; ``sizes``
-    is by guest, disk and index; ``shots`` (snapshots) and ``qemu`` are by the guest's uuid; ``troubles`` says what could not be read.
+    is by guest, disk and index; ``shots`` (snapshots) and ``qemu`` are by the guest's uuid; ``troubles`` says what could not be read, ``moved``
+    which guests (uuid) changed during the look.
     """
 
     domains: Tuple[Domain, ...]
@@ -197,6 +198,7 @@ class Observed:
     qemu: Mapping[str, QemuView] = field(default_factory=dict)
     processes: Tuple[Process, ...] = ()
     troubles: Tuple[str, ...] = ()
+    moved: Tuple[str, ...] = ()
 
     @property
     def domain(self) -> Domain:
@@ -250,6 +252,19 @@ def with_layers(domain: Domain, change: Callable[[Layer], Layer]) -> Domain:
     return replace(domain, disks=tuple(map(changed, domain.disks)), config=tuple(map(changed, domain.config)))
 
 
+def same_disks(one: Domain, two: Domain) -> bool:
+    """Are they the same but for what moves by itself, as a job's progress?"""
+
+    def shape(domain: Domain) -> tuple:
+        return (domain.active, [(disk.target, disk.chain, disk.mirror) for disk in domain.disks], [(disk.target, disk.chain) for disk in domain.config])
+
+    return shape(one) == shape(two)
+
+
+# The memory of guests in files, as for virtiofs: /var/lib/libvirt/qemu/ram, /dev/shm, hugetlbfs.
+NOT_DISKS = ("/qemu/ram/", "/dev/shm/", "hugepages")
+
+
 def processes_of(domains: Iterable[Domain], processes: Iterable[Process]) -> Dict[str, Tuple[Process, ...]]:
     """The QEMU processes of each guest, by its uuid: those with that uuid or name, whatever libvirt knows of them."""
     named: Dict[str, List[Process]] = {}
@@ -261,4 +276,5 @@ def processes_of(domains: Iterable[Domain], processes: Iterable[Process]) -> Dic
 
 def unmentioned(domain: Domain, process: Process) -> Tuple[str, ...]:
     """The files that a guest's process may write to and that the guest's XML names nowhere."""
-    return tuple(sorted({path for path, writes in process.files if writes and path not in domain.mentioned}))
+    found = {path for path, writes in process.files if writes and path not in domain.mentioned}
+    return tuple(sorted(path for path in found if not any(part in path for part in NOT_DISKS)))

@@ -20,19 +20,20 @@ from .._core.domain_xml import snapshot_xml
 from .._core.errors import Busy, CallFailed, JobFailed, LiveStorageError, Moved, TimedOut, Unavailable
 from .._core.headers import Probes, measured, wanted
 from .._core.host_facts import File, Image
-from .._core.model import ACTIVE_COMMIT, Domain, Job, Needs, Observed, Selection, processes_of, unmentioned
+from .._core.model import ACTIVE_COMMIT, Domain, Job, Needs, Observed, Selection, processes_of, same_disks, unmentioned
 from .._core.plan import Step
 from .files import read_file
 from .images import Images
 from .libvirt_host import Connection, surely_local
 from .processes import qemu_processes
-from .qemu_img import read_image
+from .qemu_img import PATIENT_SECONDS, SECONDS, read_image
 from .uses import all_uses
 
 UNDO_SECONDS = 600.0  # how long an undo waits for a merge back
 RECONNECT_SECONDS = 60.0  # how long a lost daemon is waited for while a job runs
 GRACE_SECONDS = 2.0  # how long a job's event may come after a poll no longer saw the job
 PIVOT_TRIES = 3
+LOOKS, FEW = 3, 10  # how often as many guests are looked at again that change under the look
 OTHERS_SECONDS = 2.0  # how long an info module reads the images of guests that it was not asked about
 
 
@@ -61,7 +62,19 @@ class Host:
     # READ
 
     def observe(self, needs: Needs) -> Observed:
-        """One look at everything that ``needs`` names."""
+        """One look at everything that ``needs`` names.
+
+        Where it is compared with files and processes (uses of an info module), the guests are read once more at the end; a few
+        that changed meanwhile are looked at again, and those that keep changing are named in ``moved``.
+        """
+        seen = self._look(needs)
+        for dummy in range(LOOKS - 1):
+            if not seen.moved or len(seen.domains) > FEW:
+                break
+            seen = self._look(needs)
+        return seen
+
+    def _look(self, needs: Needs) -> Observed:
         selection = self._pinned(needs.selection)
         local = not needs.guests and surely_local(self._uri)
         if not local:
@@ -74,7 +87,7 @@ class Host:
         domains = tuple(one for dummy, one in kept)
         if needs.selection.single and domains:
             self._uuid = domains[0].uuid
-        images = Images(local, None if local else self._connection.volume_xml)
+        images = Images(local, None if local else self._connection.volume_xml, SECONDS if needs.tolerant else PATIENT_SECONDS)
         troubles: List[str] = []
         processes = qemu_processes() if needs.processes and local else ()
         running = processes_of(domains, processes)
@@ -100,8 +113,14 @@ class Host:
             shots=self._shots(needs, kept, troubles),
             qemu=self._views(needs, kept, troubles),
             processes=processes,
+            moved=self._moved(needs, kept) if needs.uses and needs.tolerant else (),
             troubles=tuple(troubles),
         )
+
+    def _moved(self, needs: Needs, kept: list) -> Tuple[str, ...]:
+        """The guests that have other disks by now than when they were read."""
+        again = [(domain, self._connection.read(handle, needs.config, False)) for handle, domain in kept]
+        return tuple(domain.uuid for domain, now in again if now is None or not same_disks(domain, now))
 
     def _sizes(self, needs: Needs, kept: list, probes: Probes, troubles: List[str]) -> dict:
         """Of running guests with an image that was not measured already; what is off has no statistics."""

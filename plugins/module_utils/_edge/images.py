@@ -19,16 +19,16 @@ DEEPEST = 200  # libvirt's own limit for a chain
 class Images:
     """What was found of images during one look; each is read once."""
 
-    def __init__(self, local: bool, volume_xml: Optional[Callable[[str], Optional[str]]] = None):
-        """``volume_xml`` gives the XML of the volume at a path, for where files cannot be read."""
-        self._local, self._volume_xml = local, volume_xml
+    def __init__(self, local: bool, volume_xml: Optional[Callable[[str], Optional[str]]] = None, seconds: float = SECONDS):
+        """``volume_xml`` gives the XML of the volume at a path, for where files cannot be read; ``seconds`` is for each chain."""
+        self._local, self._volume_xml, self._seconds = local, volume_xml, seconds
         self._probes: Dict[Key, Probe] = {}
 
     def read(self, named: Iterable[Key], deepest: int, guessed: Collection[str] = (), deadline: Optional[float] = None) -> Dict[Key, Probe]:
         """The probes of ``named`` (paths that libvirt or the user names), of what their headers name, and so on.
 
         ``guessed``: the paths of which the format may be taken from the first bytes, where it is not said. At most
-        ``deepest`` images of a chain are read, in ``SECONDS`` of qemu-img together, and none after ``deadline`` (monotonic).
+        ``deepest`` images of a chain are read, in so many seconds together, and none after ``deadline`` (monotonic).
         Data files are measured, and not opened.
         """
         todo: Dict[Key, float] = dict.fromkeys(named, 0.0)  # and the seconds that the images above took
@@ -52,12 +52,12 @@ class Images:
             probe = self._probes[key]
             following = below(probe)
             if following is not None and following not in seen:
-                found[following] = min(spent + probe.seconds, found.get(following, SECONDS))
+                found[following] = min(spent + probe.seconds, found.get(following, self._seconds))
         return found
 
     def _look(self, keys: Dict[Key, float], named: Collection[str], guessed: Collection[str], deadline: Optional[float]) -> Dict[Key, Probe]:
         if self._local:
-            return probe_all({key: SECONDS - spent for key, spent in keys.items()}, named, guessed, deadline)
+            return probe_all({key: self._seconds - spent for key, spent in keys.items()}, named, guessed, deadline)
         return {key: self._volume(key) for key in keys}
 
     def _volume(self, key: Key) -> Probe:

@@ -13,9 +13,7 @@ import contextlib
 import errno
 import functools
 import os
-import queue
 import re
-import threading
 import time
 from dataclasses import replace
 from typing import Dict, Iterable, Iterator, List, Optional, Tuple
@@ -28,6 +26,7 @@ from .._core.host_facts import QemuView, Sizes
 from .._core.model import ACTIVE_COMMIT, BACKUP, COMMIT, COPY, PULL, Domain, Job, Record, Selection, Snapshot, with_layers
 from .._core.qmp import parse_view
 from .libvirt_events import Events, start_loop
+from .patience import GivenUp, Patience, RealPaths
 
 try:
     import libvirt
@@ -66,7 +65,7 @@ class Connection:
             start_loop(libvirt)
         self.uri = uri
         self._with_events = with_events
-        self._worker: Optional[queue.Queue] = None
+        self._patience = Patience((libvirt.libvirtError, TypeError, ValueError, OverflowError))
         self._volumes: Dict[Tuple[str, str], Optional[str]] = {}
         self._jobless = False  # a driver that has no block jobs at all
         self._open()
@@ -109,23 +108,13 @@ class Connection:
     def _bounded(self, call, *arguments):
         """The answer to a call that QEMU has a part in. Raises Unavailable (code no_answer) after CALL_SECONDS.
 
-        libvirt waits for QEMU's monitor without a limit, as with a process that hangs on dead storage, and a call into the
-        library cannot be interrupted: it is left to its thread, which ends with the module, and the next call gets another.
+        libvirt waits for QEMU's monitor without a limit, as with a process that hangs on dead storage.
         """
-        if self._worker is None:
-            self._worker = queue.Queue()
-            threading.Thread(target=_work, args=(self._worker,), daemon=True).start()
-        answer: queue.Queue = queue.Queue()
-        self._worker.put((answer, call, arguments))
         try:
-            error, value = answer.get(timeout=CALL_SECONDS)
-        except queue.Empty:
-            self._worker = None
+            return self._patience.call(CALL_SECONDS, call, *arguments)
+        except GivenUp:
             message = "QEMU or libvirt at %s gave no answer within %d seconds, as with storage that is gone: look at the guest." % (self.uri, CALL_SECONDS)
             raise Unavailable("no_answer", message) from None
-        if error is not None:
-            raise error
-        return value
 
     def volume_path(self, pool: Optional[str], volume: Optional[str]) -> Optional[str]:
         """The path of a volume, None where libvirt does not know it (now)."""
@@ -202,7 +191,8 @@ class Connection:
         if domain is None or not domain.active or not with_jobs:
             return domain
         running = {disk.target: self.job(handle, disk.target, disk.mirror) for disk in domain.disks if disk.chain.layers}
-        if any(running.get(record.disk) is None for record in domain.records):
+        ended = any(running.get(record.disk) is None for record in domain.records)
+        if ended or any(disk.mirror is not None and running.get(disk.target) is None for disk in domain.disks):
             domain = self._parsed(handle, with_config, with_paths)  # the job may have ended after the first XML: its chain would be the old one
         if domain is None:
             return None
@@ -348,21 +338,12 @@ class Connection:
             self._bounded(handle.setMetadata, libvirt.VIR_DOMAIN_METADATA_ELEMENT, xml, RECORD_PREFIX, RECORD_URI % target, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
 
-def _work(calls: queue.Queue) -> None:
-    """Make one call after the other, and give each its answer or its error."""
-    while True:
-        answer, call, arguments = calls.get()
-        try:
-            answer.put((None, call(*arguments)))
-        except (libvirt.libvirtError, TypeError, ValueError, OverflowError) as error:  # raised again where it was asked
-            answer.put((error, None))
-
-
 def _real_too(paths: frozenset, domain: Domain) -> frozenset:
     """Paths, those of storage volumes, and where the links among them lead: what a process is seen to hold open."""
     volumes = {layer.path for disk in domain.disks for layer in disk.chain.images() if layer.resolved}
     found = paths | {path for path in volumes if path}
-    return found | {os.path.realpath(path) for path in found}
+    real = RealPaths()
+    return found | {real.of(path) for path in found}
 
 
 def _fact(facts: dict, number: int, name: str):

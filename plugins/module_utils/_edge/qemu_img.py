@@ -18,7 +18,6 @@ import os
 import resource
 import shutil
 import stat
-import tempfile
 import time
 from dataclasses import replace
 from typing import IO, Collection, Dict, List, Mapping, Optional, Tuple
@@ -27,9 +26,12 @@ from .._core.errors import Unavailable
 from .._core.headers import Key
 from .._core.host_facts import Image, Probe
 from .._core.image_info import MAGIC_BYTES, SAFE_FORMATS, magic_format, parse_image
+from .patience import GivenUp, Patience
 
-SECONDS = 3.0  # for a whole chain, from its first image down
+SECONDS = 3.0  # for a whole chain, from its first image down, where it is only looked at
+PATIENT_SECONDS = 30.0  # the same where something is to be changed: better late than not
 MEMORY = 1 << 30
+_TOO_LATE = "the storage gave no answer in time for its whole chain"
 OUTPUT = 64 << 20  # thousands of internal snapshots are some megabytes of JSON
 LIMITS = (
     (resource.RLIMIT_CPU, int(SECONDS) + 1),
@@ -57,9 +59,9 @@ def read_image(path: str, format: str) -> Optional[Image]:
 
     A raw image has none: it is what its length says. Raises Unavailable (code qemu_img) without qemu-img or past its limits.
     """
-    probe = probe_all({(path, format): SECONDS})[path, format]
+    probe = probe_all({(path, format): PATIENT_SECONDS})[path, format]
     if probe.problem == "timeout":
-        raise Unavailable("qemu_img", "qemu-img gave no answer about %s within %g seconds: check the storage." % (path, SECONDS))
+        raise Unavailable("qemu_img", "qemu-img gave no answer about %s within %g seconds: check the storage." % (path, PATIENT_SECONDS))
     if format == "raw" and probe.problem is None:
         return Image(path, "raw", probe.physical or 0, probe.allocated or 0)
     return probe.image
@@ -82,9 +84,16 @@ def probe_all(keys: Mapping[Key, float], named: Collection[str] = (), guessed: C
 
 def _probe_some(keys: List[Tuple[Key, float]], named: Collection[str], guessed: Collection[str], deadline: Optional[float]) -> Dict[Key, Probe]:
     probes, waiting = {}, []
+    patience, dead = Patience((OSError,)), set()
     with contextlib.ExitStack() as opened:
         for key, seconds in keys:
-            probe, descriptor = _looked_at(key, key[0] in named, key[0] in guessed, opened)
+            folder = os.path.dirname(key[0])
+            probe, descriptor = Probe(*key, problem="timeout", detail=_TOO_LATE), None
+            if folder not in dead:
+                try:
+                    probe, descriptor = patience.call(max(0.1, seconds), _looked_at, key, key[0] in named, key[0] in guessed, opened)
+                except GivenUp:  # one look for each folder of a dead storage
+                    dead.add(folder)
             probes[key] = probe
             if descriptor is not None and probe.problem is None and probe.format != "raw":
                 waiting.append((key, probe, descriptor, seconds))
@@ -102,13 +111,16 @@ def _require_tool(path: str) -> None:
 def _looked_at(key: Key, named: bool, guessed: bool, opened: contextlib.ExitStack) -> Tuple[Probe, Optional[int]]:
     """What the file system says, and the descriptor of a regular file or block device."""
     path, format = key
-    probe = Probe(path, format, real=os.path.realpath(path))
+    probe = Probe(path, format, real=path)
     try:
+        probe = replace(probe, real=os.path.realpath(path))
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
         opened.callback(os.close, descriptor)
         facts = os.fstat(descriptor)
     except PermissionError as error:
         return replace(probe, problem="permission", detail=error.strerror), None
+    except ValueError:  # a zero byte
+        return replace(probe, problem="missing", detail="no possible name"), None
     except OSError as error:  # a name that leads nowhere, as with a circle of links or a directory that is gone
         return replace(probe, problem="missing", detail=error.strerror), None
     kind = "file" if stat.S_ISREG(facts.st_mode) else "block" if stat.S_ISBLK(facts.st_mode) else None
@@ -173,16 +185,16 @@ async def _read(turn: asyncio.Semaphore, deadline: Optional[float], probe: Probe
         if deadline is not None and start >= deadline:
             return replace(probe, problem="timeout", detail="the time for the images of other guests is over")
         # Files, not pipes: what never ends, as on dead storage, must not hold the event loop's ends open.
-        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        with _memory() as output, _memory() as errors:
             code = await _ended(info_command(descriptor, probe.format or "raw"), descriptor, output, errors, max(0.1, seconds))
             told, wrong = _written(output), _written(errors)
     if code is None:
-        return replace(probe, problem="timeout", detail="no answer within %g seconds for its whole chain" % SECONDS)
+        return replace(probe, problem="timeout", detail=_TOO_LATE)
     probe = replace(probe, seconds=time.monotonic() - start)
     if code != 0:
         return replace(probe, problem="unreadable", detail=_reason(wrong, descriptor))
     try:
-        return replace(probe, image=parse_image(os.path.abspath(probe.path), told))
+        return replace(probe, image=parse_image(probe.path, told))
     except Unavailable as error:
         return replace(probe, problem="unreadable", detail=str(error))
 
@@ -208,6 +220,11 @@ async def _ended(command: List[str], descriptor: int, output: IO, errors: IO, se
         return None
 
 
+def _memory() -> IO:
+    """A file that needs no disk: one that is full must not keep us from looking."""
+    return os.fdopen(os.memfd_create("qemu-img", os.MFD_CLOEXEC), "w+b")
+
+
 def _written(file: IO) -> str:
     file.seek(0)
     return file.read().decode(errors="replace")
@@ -215,8 +232,10 @@ def _written(file: IO) -> str:
 
 def _limit(pid: int) -> None:
     """Limit a process that has just been started: cheaper than a prlimit command before each of hundreds."""
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         for kind, most in LIMITS:
+            hard = resource.prlimit(pid, kind)[1]  # what an administrator has set lower stays
+            most = most if hard == resource.RLIM_INFINITY else min(most, hard)
             resource.prlimit(pid, kind, (most, most))
 
 

@@ -18,6 +18,7 @@ from .._core.headers import Probes, chains_of, follow, key_of, probe_of, store_l
 from .._core.model import Disk, Domain, Selection, Use
 from .images import DEEPEST, Images
 from .libvirt_host import Connection
+from .patience import RealPaths
 
 
 def all_uses(connection: Connection, images: Images, deadline: Optional[float] = None) -> Tuple[Tuple[Use, ...], Tuple[str, ...]]:
@@ -28,10 +29,11 @@ def all_uses(connection: Connection, images: Images, deadline: Optional[float] =
     probes = images.read(dict.fromkeys(key for key in open_ends if key is not None), DEEPEST, deadline=deadline)
     uses: List[Use] = []
     unread: List[str] = []
+    real = RealPaths() if connection.local else None
     for domain in domains:
         for disk in domain.disks + domain.config:
             for chain in chains_of(disk):
-                problem = _add(uses, domain, disk, chain, probes, connection.local)
+                problem = _add(uses, domain, disk, chain, probes, real)
                 unread += [problem] if problem else []
                 unread += [str(layer) for layer in chain.images() if layer.type == "volume" and layer.path is None]
     return tuple(dict.fromkeys(uses)), tuple(dict.fromkeys(unread))
@@ -41,7 +43,7 @@ def _chains(domain: Domain) -> Iterator[Chain]:
     return (chain for disk in domain.disks + domain.config for chain in chains_of(disk))
 
 
-def _add(uses: List[Use], domain: Domain, disk: Disk, chain: Chain, probes: Probes, local: bool) -> Optional[str]:
+def _add(uses: List[Use], domain: Domain, disk: Disk, chain: Chain, probes: Probes, real: Optional[RealPaths]) -> Optional[str]:
     """Add the uses of one chain; the image whose header hid what is below it, if there is one."""
     below, problem = _below(chain, probes)
     writes = not disk.readonly and not disk.shareable and disk.device in ("disk", "lun")
@@ -49,16 +51,16 @@ def _add(uses: List[Use], domain: Domain, disk: Disk, chain: Chain, probes: Prob
         probe = probe_of(layer, probes)
         store = layer.store or (store_layer(probe, probes) if probe is not None else None)
         for image in [layer] + ([store] if store is not None else []):
-            for place, written in _places(image, local):
+            for place, written in _places(image, real):
                 uses.append(Use(place, domain.name, domain.uuid, disk.target, written, writes and number == 0))
     return problem
 
 
-def _places(layer: Layer, local: bool) -> List[tuple]:
+def _places(layer: Layer, real: Optional[RealPaths]) -> List[tuple]:
     """(place, place as written) of an image: as it is named, and with its links resolved."""
     place = layer.place
-    real = ("path", os.path.realpath(place[1])) if local and place[0] == "path" else place
-    return [(place, ())] + ([(real, place)] if real != place else [])
+    there = ("path", real.of(layer.path)) if real is not None and layer.path else place
+    return [(place, ())] + ([(there, place)] if there != place else [])
 
 
 def _below(chain: Chain, probes: Probes) -> Tuple[List[Layer], Optional[str]]:
