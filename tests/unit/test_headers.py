@@ -228,3 +228,10 @@ def test_what_headers_lead_to():
 
 def test_a_layer_without_facts_costs_nothing():
     assert A.facts is NO_FACTS
+
+
+@pytest.mark.parametrize("data", ['json:{"driver": "nbd", "password": "SECRET"}', "nbd://user:SECRET@host/x", "https://host/x?token=SECRET"])
+def test_no_secret_of_a_data_file_is_told(data):
+    probe = header("/0", data=data)
+    store = store_layer(probe, by_key(probe))
+    assert store.name and "SECRET" not in repr(store) and store.path is None

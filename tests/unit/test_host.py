@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import types
+from dataclasses import replace
 
 import pytest
 
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import Chain, file_layer
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.check_disk import Evidence, disk_findings
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import Busy, CallFailed, JobFailed, Moved, Unavailable
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Disk, Domain, Job, Mirror, Needs, Record, Selection, Snapshot
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.plan import Step
@@ -352,3 +354,50 @@ def test_images_of_no_guest_are_read_without_libvirt(tmp_path, monkeypatch):
     for uri, needs in (("qemu:///system", Needs(Selection())), ("qemu+ssh://there/system", bare), ("an-alias", bare)):
         with pytest.raises(Unavailable):
             edge.Host(uri, False).observe(needs)
+
+
+class Restless:
+    """A libvirt whose guest has another chain at each of its first ``changes`` looks."""
+
+    local, alive = True, True
+
+    def __init__(self, changes):
+        self.changes, self.looks = changes, 0
+
+    def __call__(self, uri, with_events):
+        return self
+
+    def select(self, selection):
+        return ["handle"]
+
+    def read(self, handle, with_config, *more):
+        self.looks += 1
+        chain = Chain((file_layer("/gone/%d" % min(self.looks, self.changes), "raw"),), True)
+        return Domain("vm1", "u1", True, disks=(Disk("vda", chain),))
+
+    def snapshots(self, handle):
+        return ()
+
+    def sizes(self, handles):
+        return {}
+
+
+LOOK = Needs(Selection(name="vm1"), tolerant=True, uses=True, headers=5)
+
+
+@pytest.mark.parametrize(("changes", "moved"), [(1, ()), (4, ()), (99, ("u1",))])
+def test_a_guest_that_changes_under_the_look_is_looked_at_again(monkeypatch, changes, moved):
+    """Of each look the first and the last reading are compared; the one between finds who uses what."""
+    restless = Restless(changes)
+    monkeypatch.setattr(edge, "Connection", restless)
+    seen = edge.Host("qemu:///system", False).observe(LOOK)
+    assert seen.moved == moved and restless.looks == {1: 3, 4: 6, 99: 9}[changes]
+
+
+def test_nothing_is_said_of_a_guest_that_keeps_changing(monkeypatch):
+    monkeypatch.setattr(edge, "Connection", Restless(99))
+    seen = edge.Host("qemu:///system", False).observe(LOOK)
+    found = disk_findings(seen.domain, seen.domain.disks[0], Evidence(seen, 200))
+    assert [(one.code, one.actual) for one in found] == [("unknown", "moved")] and "look again" in found[0].message
+    calm = replace(seen, moved=())
+    assert [one.code for one in disk_findings(calm.domain, calm.domain.disks[0], Evidence(calm, 200))] == ["missing_file"]
