@@ -164,7 +164,7 @@ def operation(plan, changes=True, met=None):
             raise met
         return {"changed": False, "domains": [seen.domain.name], "images": []}
 
-    return types.SimpleNamespace(request=request, plan=planned, report=report, CHANGES=changes)
+    return types.SimpleNamespace(request=request, plan=planned, report=report, CHANGES=changes, NOTHING={"domains": [], "images": []})
 
 
 @pytest.fixture(name="go")

@@ -21,6 +21,7 @@ from ..report import LayerReport, data_moved, disk_head, qemu_result, source_res
 from ._files import absolute
 
 CHANGES = False
+NOTHING = {"domains": [], "images": []}  # what is returned where nothing could be read
 LIVE, INACTIVE, IMAGES = "live", "inactive", "images"
 SHOWN = 5  # images in a warning
 
