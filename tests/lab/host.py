@@ -27,6 +27,7 @@ PACKAGES = {
     "libvirtd": "libvirt-daemon-system", "virsh": "libvirt-clients", "qemu-system-x86_64": "qemu-system-x86",
     "qemu-img": "qemu-utils", "qemu-io": "qemu-utils", "as": "binutils", "ld": "binutils",
 }
+OUTSIDE = ("unshare", "nsenter", "as", "ld")
 ENTER = """\
 #!/bin/sh
 # Run a command inside the lab host {name}. It dies with this process, so killing this process kills it.
@@ -57,6 +58,12 @@ def base() -> Path:
     """Return the directory that holds every lab of this checkout."""
     chosen = os.environ.get("LAB_BASE")
     return Path(chosen).resolve() if chosen else Path(__file__).resolve().parents[2] / "build" / "lab"
+
+
+def root() -> str:
+    """Return the root of the system that a new lab host runs; empty for the machine's own."""
+    chosen = os.environ.get("LAB_ROOT")
+    return str(Path(chosen).resolve()).rstrip("/") if chosen else ""
 
 
 def start_time(pid: int) -> int | None:
@@ -158,14 +165,18 @@ def check_machine(lab: Lab) -> None:
     """Say in one sentence what this machine lacks for a lab host."""
     if os.geteuid():
         raise LabError("a lab host needs root: run this through sudo")
-    missing = [tool for tool in PACKAGES if not shutil.which(tool, path=CLEAN_ENV["PATH"])]
+    inside = ":".join(f"{root()}{path}" for path in CLEAN_ENV["PATH"].split(":"))
+    missing = [tool for tool in PACKAGES if not shutil.which(tool, path=CLEAN_ENV["PATH"] if tool in OUTSIDE else inside)]
     if missing:
         packages = sorted({PACKAGES[tool] for tool in missing})
         raise LabError(f"not found: {', '.join(missing)}; install the packages: {' '.join(packages)}")
-    absent = [path for path in (*init.REPLACED, "/srv", "/proc/self") if not os.path.exists(path)]
+    needed = [*init.REPLACED, "/srv", "/proc/self"]
+    if root():
+        needed = [f"{root()}{path}" if path.startswith(init.BORROWED) else path for path in (*needed, *init.BORROWED)]
+    absent = [path for path in needed if not os.path.exists(path)]
     if absent:
         raise LabError(f"this machine lacks {', '.join(absent)}")
-    if any(lab.state.is_relative_to(path) for path in init.REPLACED):
+    if any(lab.state.is_relative_to(path) for path in (*init.REPLACED, *(init.BORROWED if root() else ()))):
         raise LabError(f"{lab.state} would be hidden inside the lab host: set LAB_BASE to another directory")
 
 
@@ -199,7 +210,7 @@ def spawn(lab: Lab) -> int:
     with log.open("wb") as errors:
         child = subprocess.Popen(
             ["unshare", "--mount", "--pid", "--net", "--uts", "--ipc", "--fork", "--kill-child",
-             "--propagation", "unchanged", sys.executable, "-EsB", init.__file__, str(lab.state)],
+             "--propagation", "unchanged", sys.executable, "-EsB", init.__file__, str(lab.state), *filter(None, [root()])],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True,
             start_new_session=True, cwd="/", env=CLEAN_ENV)
     with child.stdout:

@@ -37,6 +37,8 @@ stdio_handler = "file"
 """
 EMPTIED = ("/run", "/etc/libvirt", "/var/lib/libvirt", "/var/cache/libvirt")
 REPLACED = (*EMPTIED, "/var/log/libvirt")
+# What a host has from LAB_ROOT. All else is the machine's, so that a path means the same file inside and outside.
+BORROWED = ("/usr", "/etc", "/var")
 RECORD = "init.json"
 WATCH_SECONDS = 2
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
@@ -105,6 +107,12 @@ def hide_kvm(state: Path) -> None:
         mount("--bind", "-o", "ro", str(state / "no-kvm"), "/dev/kvm")
 
 
+def borrow(root: str) -> None:
+    """Take another system's programs and settings, to be a host of its release."""
+    for path in BORROWED:
+        mount("--bind", f"{root}{path}", path)
+
+
 def build(state: Path) -> None:
     """Give this mount namespace the file systems of a libvirt host."""
     mount("-t", "proc", "proc", "/proc")
@@ -142,10 +150,12 @@ def reap(state: Path) -> None:
             pass
 
 
-def main(state: Path) -> None:
+def main(state: Path, root: str = "") -> None:
     """Build the host, say "ready" and our pid as the caller sees it, and stay."""
     pid = record(state)
     make_private()
+    if root:
+        borrow(root)
     build(state)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
     print("ready", pid, flush=True)
@@ -154,4 +164,4 @@ def main(state: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])
