@@ -4,11 +4,13 @@
 
 STAGES := units lint docs-lint package sanity lab-test integration molecule
 
-.PHONY: help demo test setup $(STAGES) bench libvirt-xml clean
+.PHONY: help demo test setup $(STAGES) bench faults generations libvirt-xml clean
 help:
 	@echo 'make demo         a live block move on a real guest, in a lab host of its own'
 	@echo 'make test         all tests; or one part of them: $(STAGES)'
 	@echo 'make bench        the benchmarks'
+	@echo 'make faults       the long fault matrix: daemons, guests and runs killed at every stage'
+	@echo 'make generations  integration on the libvirt and QEMU of a newer Debian, which is fetched'
 	@echo 'make libvirt-xml  the XML reader on the test data of libvirt itself, whose source is fetched'
 	@echo 'make setup        only what the above need: Debian packages and build/venv'
 	@echo 'make clean        takes the labs down and removes build/'
@@ -27,6 +29,12 @@ $(STAGES): setup
 
 bench: setup
 	@tests/tools/run --root tests/bench/run
+
+faults: setup
+	@tests/tools/run --root tests/faults/run
+
+generations: setup
+	@tests/tools/generations
 
 libvirt-xml: setup
 	@tests/tools/libvirt-xml

@@ -8,13 +8,6 @@ from __future__ import annotations
 class ModuleDocFragment:
     DOCUMENTATION = r"""
 options:
-  bandwidth:
-    description:
-      - The highest speed of the job, as a size per second such as V(100MiB). V(KiB) and V(K) are 1024 bytes, V(KB) is 1000.
-      - V(0) or leaving it out means no limit.
-      - A job that is adopted keeps the speed that it was started with.
-    type: str
-    version_added: 0.1.0
   wait:
     description:
       - Wait for the job. If V(false), the job is started and returned, and the next run with the same options adopts it.
@@ -42,5 +35,35 @@ options:
     type: str
     choices: [leave, abort]
     default: leave
+    version_added: 0.1.0
+  progress:
+    description:
+      - Show the progress of the job in the output of the play, a line every few seconds, with percent, rate and remaining time.
+      - The job is then started by one call of the module, looked at by short ones, and finished by another, so that no connection is held
+        for as long as the job takes. With V(false), without O(wait), in check mode and with C(async) it is one call.
+      - The lines go to the standard error of the play, so that what callbacks write stays as it is.
+    type: bool
+    default: true
+    version_added: 0.1.0
+  phase:
+    description:
+      - Which part of the work is done. V(whole) is all of it.
+      - V(start) checks everything, starts the job and returns. V(finish) waits for the job that runs and finishes the work. If none
+        runs and the work is not done, it fails and starts none. V(adopt) is the same for a job that an earlier run began, so that it is
+        not ended if something fails. These are what O(progress) uses.
+    type: str
+    choices: [whole, start, finish, adopt]
+    default: whole
+    version_added: 0.1.0
+"""
+
+    BANDWIDTH = r"""
+options:
+  bandwidth:
+    description:
+      - The highest speed of the job, as a size per second such as V(100MiB). V(KiB) and V(K) are 1024 bytes, V(KB) is 1000.
+      - V(0) or leaving it out means no limit.
+      - A job that is adopted keeps the speed that it was started with.
+    type: str
     version_added: 0.1.0
 """

@@ -22,4 +22,6 @@ WAIT = {
     "wait_timeout": {"type": "int", "default": 86400},
     "poll_interval": {"type": "float", "default": 1.0},
     "on_timeout": {"type": "str", "default": "leave", "choices": ["leave", "abort"]},
+    "progress": {"type": "bool", "default": True},  # for the action plugin
+    "phase": {"type": "str", "default": "whole", "choices": ["whole", "start", "finish", "adopt"]},
 }

@@ -15,14 +15,16 @@ import gc
 import signal
 import sys
 import traceback
+from dataclasses import replace
 
 from ansible.module_utils.basic import missing_required_lib
 
 from ._core import domain_xml
 from ._core.errors import JobFailed, LiveStorageError, Moved, VerifyFailed
-from ._core.plan import DELETE, Plan
+from ._core.pivot import agrees, writes
+from ._core.plan import ABORT, COMMIT, COPY, DELETE, PIVOT, WAIT, Plan
 from ._core.render import diff_text, domains_result, job_result, steps_result
-from ._core.verify import mismatches, needed_again, same_as_before
+from ._core.verify import definitions, mismatches, needed_again, same_as_before
 from ._edge import libvirt_host
 from ._edge.host import Host
 
@@ -69,11 +71,11 @@ def _failure(operation, error: BaseException, facts: dict) -> dict:
     """The keys of a success, and the reason."""
     own = dict(getattr(error, "facts", {}))
     job = job_result(own.pop("last_job", None))
-    failure = {"changed": False, "domains": []}
+    failure = {"changed": False}
     if not operation.CHANGES:
         failure.update(operation.NOTHING)
     else:
-        failure.update(steps=[], spoils=[], rolled_back=None, job=job, diff={"before": "", "after": ""})
+        failure.update(domains=[], steps=[], spoils=[], rolled_back=None, job=job, diff={"before": "", "after": ""})
     failure.update(own, msg=str(error))
     if isinstance(error, LiveStorageError):
         failure["code"] = error.code
@@ -102,6 +104,7 @@ class _Run:
             for dummy in range(LOOKS):
                 if not plan.steps or self.module.check_mode:
                     self._warn(plan.warnings)
+                    self._warn([plan.failing[1]] if plan.failing is not None else [])
                     return self._show(plan, plan.after if plan.changes else plan.before)
                 before, first = seen, plan
                 seen = self.host.observe(self.request.needs)
@@ -120,11 +123,14 @@ class _Run:
         try:
             now = self._worked(plan, cut)
             for step in plan.steps[cut:]:
-                self._remove(step, now)
+                self._clean_up(step, now)
+            self._warn(self.host.notes)
+            if plan.failing is not None:
+                raise _ending(plan)
             return now.domains
         except BaseException as error:
             _on_signals(signal.SIG_IGN)  # what follows must not be interrupted half-way
-            raise self._failed(plan, error) from error
+            raise self._failed(plan, _interruption(error)) from error
         finally:
             for number, handler in kept.items():
                 signal.signal(number, handler)
@@ -134,33 +140,39 @@ class _Run:
         try:
             self._do(plan.steps[:cut])
         except JobFailed as error:
-            now = self._happened(plan)
-            if now is None:
+            if self._happened(plan) is None:
                 raise
             self._warn(["%s Yet the chain is as planned." % error])  # libvirt said canceled or failed, the chain says done
-            return now
+            self._do(plan.steps[len(self.done) : cut])
         return self._verified(plan)
 
     def _happened(self, plan: Plan):
-        """A look that shows that the fence step, the last that was begun, did all that was planned; or None."""
+        """A look that shows that the fence step, the last that was begun, did what was planned of the running guest; or None."""
         if plan.fence is None or len(self.done) != plan.fence + 1:
             return None
         now = self._look()
-        return now if now is not None and not mismatches(plan, now.domains) else None
+        return now if now is not None and not mismatches(plan, now.domains, with_config=False) else None
 
     def _do(self, steps) -> None:
         for step in steps:
             self.done.append(step)
             self.host.do(step)
 
-    def _remove(self, step, now) -> None:
-        needed = needed_again(step, now)
+    def _clean_up(self, step, now) -> None:
+        needed = needed_again(step, now) if step.action == DELETE else []
         if needed:
             raise Moved("in_use", "The file %s was not removed: %s." % (step.detail["path"], "; ".join(needed)))
         self._do([step])
 
     def _verified(self, plan: Plan):
-        now = self.host.observe(self.request.needs)
+        ends = [step for step in plan.steps if step.action == ABORT]
+        asked = any(step.detail["unseen"] for step in ends)
+        now = self.host.observe(replace(self.request.needs, qemu=True, doubts=False) if asked else self.request.needs)
+        astray = self._astray(now, asked) if ends else []
+        if astray:
+            error = VerifyFailed("stale_pivot", "The job was ended, but its pivot had begun before: run the same task again, which protects the next start.")
+            error.keep, error.stands = True, "; ".join(astray)
+            raise error
         wrong = mismatches(plan, now.domains)
         if wrong:
             raise VerifyFailed("verify_failed", "The result is not what was planned: %s." % "; ".join(wrong))
@@ -181,26 +193,61 @@ class _Run:
                 complaints.append("Undoing the %s failed: %s" % (step.action, trouble))
         return complaints
 
-    def _look(self):
+    def _look(self, asking: bool = False):
+        """A fresh look, or None. ``asking`` QEMU itself: libvirt's word is not enough where a pivot may have been cut off."""
+        needs = replace(self.request.needs, qemu=True, doubts=False) if asking else self.request.needs
         try:
-            return self.host.observe(self.request.needs)
+            return self.host.observe(needs)
         except LiveStorageError:
             return None
 
     def _account(self, plan: Plan, error: BaseException, complaints: list) -> dict:
         """Where the guest stands after a failure: its chain, and whether it is as it was before."""
-        now = self._look()
+        asked = any(step.action in (PIVOT, ABORT) for step in self.done)
+        now = self._look(asked)
         facts = {"changed": True, "spoils": list(plan.spoils), "steps": steps_result(plan, self.done)}
-        if now is None:
+        self._warn(self.host.notes)
+        stands = getattr(error, "stands", None)
+        if stands is not None:  # libvirt's own word about the guest is wrong or not known, whatever the look says
+            told = ["The guest is not as it was before: %s." % stands]
+            facts.update(rolled_back=False)
+            facts.update({} if now is None else {"domains": domains_result(now.domains), "diff": self._diff(plan.before, now.domains)})
+        elif now is None:
             told = ["The guest cannot be looked at now: nothing is known about its chain."]
         else:
-            left = same_as_before(plan, now.domains) + self._removed(now)
+            left = same_as_before(plan, now.domains) + self._removed(now) + self._astray(now, asked) + self._unfinished(plan, now)
             told = ["The guest is not as it was before: %s." % "; ".join(left) if left else "The guest is as it was before."]
             facts.update(changed=bool(left), rolled_back=not left, domains=domains_result(now.domains), diff=self._diff(plan.before, now.domains))
             job = self._job(plan, now.domains)
             facts.update({"job": job} if job else {})
         sentence = str(error) if isinstance(error, (LiveStorageError, _Interrupted)) else "Unexpected %s: %s" % (type(error).__name__, error)
         return dict(facts, msg=" ".join([sentence] + told + complaints))
+
+    def _unfinished(self, plan: Plan, now) -> list:
+        """What an earlier phase of this run has begun and still goes on, and definitions that a fence was crossed without."""
+        running = [(domain, disk) for domain in now.domains for disk in domain.disks if disk.job is not None and disk.target in plan.touched]
+        phased = running if self.module.params.get("phase") == "finish" else []
+        found = ["the %s job on disk %s of guest %s goes on" % (disk.job.type, disk.target, domain.name) for domain, disk in phased]
+        crossed = plan.fence is not None and len(self.done) > plan.fence + 1
+        return found + (definitions(plan, now.domains) if crossed else [])
+
+    def _astray(self, now, asked: bool) -> list:
+        """What QEMU writes to other images than libvirt has, of the disks that a job, its pivot or its end was begun on.
+
+        ``asked``: QEMU had to be asked, so that an answer which does not say it is told, too. Ending a job that was about to be pivoted
+        by somebody else, before the daemon died, lets QEMU pivot (9.0).
+        """
+        begun = {step.disk for step in self.done if step.action in (PIVOT, ABORT, COPY, COMMIT, WAIT)}
+        disks = [(domain, disk) for domain in now.domains if domain.active for disk in domain.disks if disk.target in begun]
+        found = []
+        for domain, disk in disks:
+            same = agrees(disk, now.qemu.get(domain.uuid))
+            if same is False:
+                image = writes(disk, now.qemu.get(domain.uuid))
+                found.append("QEMU writes disk %s of guest %s to %s" % (disk.target, domain.name, image[1] if image else "another image"))
+            elif same is None and asked:
+                found.append("QEMU could not be asked which image it writes disk %s of guest %s to" % (disk.target, domain.name))
+        return found
 
     def _removed(self, now) -> list:
         paths = [step.detail["path"] for step in self.done if step.action == DELETE]
@@ -229,8 +276,20 @@ class _Run:
         return {"before": diff_text(before), "after": diff_text(after)}
 
 
+def _ending(plan: Plan) -> LiveStorageError:
+    """The failure in which a plan ends that could only keep a harm from growing."""
+    error = VerifyFailed(*plan.failing)
+    error.keep, error.stands = True, plan.stands
+    return error
+
+
 def _interrupt(number, frame) -> None:
     raise _Interrupted("The task was interrupted by the signal %d." % number)
+
+
+def _interruption(error: BaseException) -> BaseException:
+    """What libvirt's binding makes a SystemError of, where the signal came while it called our error handler."""
+    return error.__cause__ if isinstance(error, SystemError) and isinstance(error.__cause__, _Interrupted) else error
 
 
 def _on_signals(action) -> dict:

@@ -57,6 +57,7 @@ extends_documentation_fragment:
   - livestorage.libvirt._disk
   - livestorage.libvirt._disk.guest
   - livestorage.libvirt._wait
+  - livestorage.libvirt._wait.bandwidth
   - livestorage.libvirt._attributes
   - livestorage.libvirt._attributes.changes
   - livestorage.libvirt._attributes.actiongroup
@@ -239,7 +240,7 @@ steps:
   returned: always
   contains:
     action:
-      description: V(snapshot), V(pull), V(commit), V(wait), V(pivot) or V(delete).
+      description: The word for the step, such as V(snapshot), V(pull), V(commit), V(copy), V(wait), V(pivot), V(define) or V(delete).
       type: str
       sample: pull
     disk:

@@ -262,7 +262,7 @@ steps:
   returned: always
   contains:
     action:
-      description: V(snapshot), V(pull), V(commit), V(wait), V(pivot) or V(delete).
+      description: The word for the step, such as V(snapshot), V(pull), V(commit), V(copy), V(wait), V(pivot), V(define) or V(delete).
       type: str
       sample: pull
     disk:

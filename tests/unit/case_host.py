@@ -5,117 +5,19 @@
 """A whole host that is only a case: the real edge looks at a libvirt, at files and at processes that stand in a file.
 
 What a case does not say is as it should be: every file that a guest's XML names is there, and its header says what the XML
-says. ``files`` changes that for single paths: null for a path that leads nowhere, else what differs, for example
-{"problem": "not_a_file", "detail": "a FIFO"}, {"image": {"backing": "json:{}"}}, {"link": "/another"}, {"magic": "qcow2"}.
+says. ``files`` changes that for single paths (see ``storage.py``).
 """
 
 from __future__ import annotations
 
+import time
 import types
-from dataclasses import fields
 
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.domain_xml import parse_domain
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.host_facts import Image, Probe, Process
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.image_info import SAFE_FORMATS, resolve_backing
 from ansible_collections.livestorage.libvirt.plugins.module_utils._edge import host, images, libvirt_host, patience, uses
 from ansible_collections.livestorage.libvirt.tests.unit.fake_libvirt import Binding, Guest, Hypervisor, LibvirtError
-
-GiB, MiB = 1 << 30, 1 << 20
-IMAGE = {one.name for one in fields(Image)}
-
-
-class Storage:
-    """Files that are only a table: path -> facts."""
-
-    def __init__(self, domains, changed):
-        self.table: dict = {}
-        for domain in domains:
-            for disk in domain.disks + domain.config:
-                for chain in [disk.chain] + ([disk.mirror.chain] if disk.mirror else []):
-                    self._add(chain)
-        for path, facts in changed.items():
-            self._change(path, facts)
-        self.asked: list = []
-
-    def _add(self, chain) -> None:
-        for place in chain.walk():
-            layer = place.layer
-            if layer.path is None or layer.type not in ("file", "block"):
-                continue
-            facts = self.table.setdefault(layer.path, {"format": layer.format or "qcow2", "kind": layer.type, "image": {}})
-            below = chain[place.depth + 1] if place.position < len(chain) - 1 else None
-            if below is not None and below.path and not layer.branches:
-                facts["image"].update(backing=below.path, backing_format=below.format)
-            if layer.store is not None and layer.store.path:
-                facts["image"].update(data=layer.store.path, data_raw=True)
-                self.table.setdefault(layer.store.path, {"format": "raw", "kind": layer.store.type, "image": {}})
-
-    def _change(self, path, facts) -> None:
-        if facts is None:
-            self.table.pop(path, None)
-            return
-        known = self.table.setdefault(path, {"format": "qcow2", "kind": "file", "image": {}})
-        header = dict(known["image"], **(facts.get("image") or {}))
-        known.update(facts, image=None if facts.get("image", {}) is None else header)
-
-    def real(self, path):
-        seen = set()
-        while path in self.table and "link" in self.table[path] and path not in seen:
-            seen.add(path)
-            path = self.table[path]["link"]
-        return path
-
-    def probe_all(self, keys, named=(), guessed=(), deadline=None):
-        """As qemu_img.probe_all: by the file's own facts, which the asked format does not change."""
-        self.asked += list(keys)
-        return {key: self._probe(key, key[0] in named, key[0] in guessed) for key in keys}
-
-    def _probe(self, key, named, guessed):
-        path, asked = key
-        real = self.real(path)
-        if real not in self.table or "link" in self.table[real]:
-            return Probe(path, asked, problem="missing", detail="No such file or directory", real=real)
-        facts = self.table[real]
-        if facts.get("problem") in ("not_a_file", "permission"):
-            return Probe(path, asked, problem=facts["problem"], detail=facts.get("detail", ""), real=real)
-        header = facts.get("magic", None if facts["format"] == "raw" else facts["format"])
-        magic = header if named else None
-        length = facts.get("physical", GiB if facts["format"] == "raw" else MiB)
-        found = {
-            "kind": facts["kind"],
-            "magic": magic,
-            "physical": length,
-            "allocated": facts.get("allocated", MiB),
-            "mode": int(facts.get("mode", "0600"), 8),
-            "identity": (1, sorted(self.table).index(real)),
-            "real": real,
-        }
-        used = asked or (magic if guessed else None)
-        if used is None:
-            return Probe(path, None, problem="format_unknown", **found)
-        if used == "raw":
-            return Probe(path, used, **found)
-        if used not in SAFE_FORMATS:
-            return Probe(path, used, problem="unsafe", detail="images of format %s are not opened" % used, **found)
-        if facts.get("problem") or used != facts["format"]:
-            return Probe(path, used, problem=facts.get("problem", "unreadable"), detail=facts.get("detail", "Image is not in %s format" % used), **found)
-        return Probe(path, used, image=self._image(path, facts), **found)
-
-    def _image(self, path, facts) -> Image:
-        told = {name: value for name, value in facts["image"].items() if name in IMAGE}
-        told = dict({"virtual_size": GiB, "actual_size": MiB}, **told)
-        paths = {name + "_path": resolve_backing(path, told.get(name)) for name in ("backing", "data")}
-        return Image(path, facts["format"], **dict(paths, **told))
-
-
-def texts(folder, facts: dict) -> tuple:
-    """The live and the inactive XML of a guest of a case (see ``support.guest``)."""
-    both = [(folder / facts[name]).read_text(encoding="utf-8") if facts.get(name) else None for name in ("xml", "config")]
-    for old, new in facts.get("replace", {}).items():
-        if not any(old in text for text in both if text):
-            raise ValueError("%s is not in %s" % (old, facts["xml"]))
-        both = [text and text.replace(old, new) for text in both]
-    return tuple(both)
+from ansible_collections.livestorage.libvirt.tests.unit.storage import Storage
+from ansible_collections.livestorage.libvirt.tests.unit.support import process_of, texts
 
 
 def guest_of(folder, facts: dict) -> Guest:
@@ -123,14 +25,17 @@ def guest_of(folder, facts: dict) -> Guest:
     found = Guest(xml, config, facts.get("active", True), facts.get("state", "running"), facts.get("persistent", True))
     found.jobs, found.shots = facts.get("jobs", {}), facts.get("snapshots", [])
     found.sizes = {(address.partition("[")[0], int(address.partition("[")[2][:-1])): tuple(pair) for address, pair in facts.get("sizes", {}).items()}
-    found.qemu = facts.get("qemu", {})
+    found.qemu, found.later = facts.get("qemu", {}), facts.get("later")
     if facts.get("silent"):
         found.errors["blockJobInfo"] = LibvirtError(38, "cannot acquire state change lock")
     return found
 
 
 class CaseHost:
-    """``case``: guests (with jobs, snapshots, sizes, qemu, silent), files, processes, volumes, pools, local."""
+    """``case``: guests (with jobs, snapshots, sizes, qemu, silent), files, processes, volumes, pools, local.
+
+    ``later`` are the jobs of a guest after somebody has slept.
+    """
 
     def __init__(self, monkeypatch, case: dict, folder):
         self.guests = [guest_of(folder, facts) for facts in case["guests"]]
@@ -138,10 +43,8 @@ class CaseHost:
         self.libvirt = Binding(Hypervisor(self.guests, case.get("volumes"), case.get("pools"), uri))
         domains = [parse_domain(one.xml, one.active, one.word, one.persistent, one.config) for one in self.guests]
         self.storage = Storage(domains, case.get("files", {}))
-        self.processes = tuple(
-            Process(one["pid"], one["name"], one["uuid"], tuple((path, writes) for path, writes in one["files"]), one.get("hidden", False))
-            for one in case.get("processes", ())
-        )
+        self.processes = tuple(process_of(one) for one in case.get("processes", ()))
+        self.started, self.slept = time.monotonic(), 0.0
         monkeypatch.setattr(libvirt_host, "libvirt", self.libvirt)
         monkeypatch.setattr(libvirt_host, "libvirt_qemu", self.libvirt)
         monkeypatch.setattr(images, "probe_all", self.storage.probe_all)
@@ -150,8 +53,17 @@ class CaseHost:
         for module in (uses, patience):
             monkeypatch.setattr(module, "os", types.SimpleNamespace(path=path))
 
+    def clock(self) -> float:
+        return self.started + self.slept
+
+    def sleep(self, seconds: float) -> None:
+        self.slept += seconds
+        for guest in self.guests:
+            if guest.later is not None:
+                guest.jobs = guest.later
+
     def observe(self, needs):
-        looking = host.Host(self.libvirt.hypervisor.uri, False)
+        looking = host.Host(self.libvirt.hypervisor.uri, False, self.clock, self.sleep)
         try:
             return looking.observe(needs)
         finally:

@@ -10,6 +10,11 @@ from dataclasses import replace
 
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import Unavailable
 from ansible_collections.livestorage.libvirt.plugins.module_utils._edge import host as edge
+from ansible_collections.livestorage.libvirt.plugins.module_utils._edge import pivots, steps
+
+# The calls that are noted with what they were given.
+TOLD = ("commit", "pull", "copy", "set_speed", "define_image", "define_as_running", "create_volume", "refresh_pool")
+CALLS = (*TOLD, "snapshot", "forget_snapshot", "abort", "abort_backup", "pivot", "write_record", "clear_record", "write_through", "qemu_view")
 
 
 class Handle:
@@ -21,12 +26,15 @@ class Timeline:
     """What libvirt would show and tell at each second.
 
     ``states``: (second, guest or None or an error) from then on; ``events``: (second, word, disk). ``down``: (from, to), in
-    which the daemon does not answer and its events are lost.
+    which the daemon does not answer and its events are lost. ``refusals``: the errors of the next calls of each name (None: none),
+    ``effects``: what a call changes, ``answers``: what it returns.
     """
+
+    local = True
 
     def __init__(self, states=(), events=(), down=(0, 0), alive=True):
         self.states, self.queue, self.down, self.alive = list(states), sorted(events), down, alive
-        self.now, self.calls, self.refusals, self.effects = 0.0, [], {}, {}
+        self.now, self.calls, self.refusals, self.effects, self.answers = 0.0, [], {}, {}, {}
         self.events, self.broken = self, False
 
     def clock(self) -> float:
@@ -75,15 +83,18 @@ class Timeline:
 
     def __getattr__(self, name):
         """Every other call is noted; it may be refused a number of times, and may change what is seen."""
-        if name not in ("snapshot", "forget_snapshot", "pull", "commit", "abort", "pivot", "write_record", "clear_record"):
+        if name not in CALLS:
             raise AttributeError(name)
 
         def call(handle, *arguments):
-            self.calls.append((name,) + arguments if name in ("commit", "pull") else name)
-            if self.refusals.get(name):
-                raise self.refusals[name].pop(0)
+            told = arguments if isinstance(handle, Handle) else (handle, *arguments)
+            self.calls.append((name, *told) if name in TOLD else name)
+            refusal = self.refusals[name].pop(0) if self.refusals.get(name) else None
+            if refusal is not None:
+                raise refusal
             if name in self.effects:
                 self.effects[name](self)
+            return self.answers.get(name)
 
         return call
 
@@ -102,10 +113,18 @@ class Timeline:
         return None
 
 
-def host_on(monkeypatch, timeline):
-    """A Host whose connection is the timeline, about the guest u1."""
+def host_on(monkeypatch, timeline, processes=(), monitor=None, holds=None, held=False):
+    """A Host whose connection is the timeline, about the guest u1.
+
+    ``processes`` are QEMU's, ``monitor`` what one of them says at its own monitor; ``holds``: does the guest's QEMU hold the destination,
+    ``held``: does any QEMU hold a file that is to be removed?
+    """
     monkeypatch.setattr(edge, "Connection", lambda uri, with_events: timeline)
-    host = edge.Host("qemu:///system", True, clock=timeline.clock, sleep=timeline.sleep)
+    monkeypatch.setattr(pivots, "qemu_processes", lambda: tuple(processes))
+    monkeypatch.setattr(pivots, "ask_monitor", lambda pid: monitor)
+    monkeypatch.setattr(pivots, "holds_path", lambda uuid, path: holds)
+    monkeypatch.setattr(steps, "held_open", lambda path: held)
+    host = edge.Host("qemu:///system", True, clock=timeline.clock, sleep=timeline.sleep, now_of_day=lambda: 1795219200.5 + timeline.now)
     host._uuid = "u1"
     return host
 

@@ -16,12 +16,15 @@ JOBS = {"pull": 1, "copy": 2, "commit": 3, "active-commit": 4, "backup": 5}
 
 
 class LibvirtError(Exception):
-    def __init__(self, code, text="No."):
+    def __init__(self, code, text="No.", domain=10):
         super().__init__(text)
-        self.code = code
+        self.code, self.domain = code, domain
 
     def get_error_code(self):
         return self.code
+
+    def get_error_domain(self):
+        return self.domain
 
 
 @dataclass
@@ -34,6 +37,7 @@ class Guest:
     word: str = "running"
     persistent: bool = True
     jobs: dict = field(default_factory=dict)
+    later: dict | None = None
     shots: list = field(default_factory=list)
     sizes: dict = field(default_factory=dict)
     qemu: dict = field(default_factory=dict)
@@ -171,7 +175,7 @@ class Binding:
     libvirtError = LibvirtError
     VIR_ERR_OPERATION_DENIED, VIR_ERR_AUTH_FAILED, VIR_ERR_AUTH_CANCELLED, VIR_ERR_ACCESS_DENIED = 29, 45, 79, 88
     VIR_ERR_BLOCK_COPY_ACTIVE, VIR_ERR_NO_DOMAIN, VIR_ERR_INVALID_ARG = 83, NO_DOMAIN, 8
-    VIR_ERR_OPERATION_INVALID, VIR_ERR_NO_SUPPORT = OPERATION_INVALID, NO_SUPPORT
+    VIR_ERR_OPERATION_INVALID, VIR_ERR_NO_SUPPORT, VIR_FROM_RPC = OPERATION_INVALID, NO_SUPPORT, 7
     VIR_DOMAIN_XML_INACTIVE, VIR_DOMAIN_BLOCK_JOB_INFO_BANDWIDTH_BYTES, VIR_DOMAIN_STATS_BLOCK = 2, 1, 32
     VIR_CONNECT_GET_ALL_DOMAINS_STATS_BACKING, VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT = 1 << 30, 1 << 29
     VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE = 1

@@ -11,8 +11,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.domain_xml import parse_domain, parse_snapshot
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import File, Image, Job, Observed, Snapshot, Use
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.domain_xml import mentioned, parse_domain, parse_snapshot
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.headers import below, wanted
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.host_facts import NOT_ASKED, File, Image, Node, Process, QemuView, Versions, Volume
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Job, Observed, Snapshot, Use
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.pivot import doubtful
+from ansible_collections.livestorage.libvirt.tests.unit.storage import GiB, Storage
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -58,13 +62,13 @@ def filled(params: dict, spec: dict) -> dict:
 def _filled(value, option: dict):
     if value is None or "options" not in option:
         return value
-    return [filled(one, option["options"]) for one in value]
+    return filled(value, option["options"]) if option["type"] == "dict" else [filled(one, option["options"]) for one in value]
 
 
 def params_for(name: str, params: dict) -> dict:
     """The full parameters of a module, for a guest named vm1 unless a case says otherwise."""
     spec = declaration(name)["argument_spec"]
-    named = {"name", "uuid", "names", "filter", "state"} & set(params) or name == "disk_chain_info"
+    named = {"name", "uuid"} & set(params) or not operation(name).CHANGES
     return filled(params if named else dict(params, name="vm1"), spec)
 
 
@@ -74,27 +78,33 @@ def written(chain) -> list:
     return lines + [{True: "end", None: "unknown"}[chain.ends]] if lines else []
 
 
+def texts(folder, facts: dict) -> tuple:
+    """The live and the inactive XML of a guest of a case, in both of which ``replace`` changes what it finds."""
+    both = [(folder / facts[name]).read_text(encoding="utf-8") if facts.get(name) else None for name in ("xml", "config")]
+    for old, new in facts.get("replace", {}).items():
+        if not any(old in text for text in both if text):
+            raise ValueError("%s is not in %s" % (old, facts["xml"]))
+        both = [text and text.replace(old, new) for text in both]
+    return tuple(both)
+
+
 def guest(case: dict, folder: Path, facts: dict):
     """One guest of a case: ``xml`` and ``config`` name files, ``replace`` changes their text, ``job`` is by disk."""
 
-    def text(name):
-        found = (folder / name).read_text(encoding="utf-8")
-        for old, new in facts.get("replace", {}).items():
-            if old not in found and old not in (folder / facts["xml"]).read_text(encoding="utf-8"):
-                raise ValueError("%s is not in %s" % (old, name))
-            found = found.replace(old, new)
-        return found
-
-    config = facts.get("config")
-    found = parse_domain(
-        text(facts["xml"]), facts.get("active", True), facts.get("state", "running"), facts.get("persistent", True), text(config) if config else None
-    )
+    xml, config = texts(folder, facts)
+    found = parse_domain(xml, facts.get("active", True), facts.get("state", "running"), facts.get("persistent", True), config)
+    found = replace(found, mentioned=mentioned(xml))
     jobs, sizes = case.get("jobs", {}), case.get("capacities", {})
     unknown = (set(jobs) | set(sizes)) - {disk.target for disk in found.disks}
     if unknown:
         raise ValueError("no such disks: %s" % sorted(unknown))
-    disks = tuple(replace(disk, job=Job(**jobs[disk.target]) if disk.target in jobs else None, capacity=sizes.get(disk.target)) for disk in found.disks)
-    return replace(found, disks=disks)
+    disks = (replace(disk, job=_running(disk, jobs.get(disk.target))) for disk in found.disks)
+    return replace(found, disks=tuple(replace(disk, capacity=sizes.get(disk.target, GiB)) if disk.chain.layers else disk for disk in disks))
+
+
+def _running(disk, facts):
+    """As the edge makes a job: whether it is ready stands in the mirror."""
+    return None if facts is None else Job(**dict(facts, ready=disk.mirror is not None and disk.mirror.ready == "yes"))
 
 
 def observed(case: dict, needs, folder: Path) -> Observed:
@@ -108,6 +118,10 @@ def observed(case: dict, needs, folder: Path) -> Observed:
     snapshots = tuple(Snapshot(one["name"], tuple(map(tuple, one["files"]))) for one in case.get("snapshots", ()))
     if not needs.capacities:
         domains = tuple(replace(one, disks=tuple(replace(disk, capacity=None) for disk in one.disks)) for one in domains)
+    processes = tuple(process_of(one) for one in case.get("processes", ())) if needs.doubts and local else ()
+    volume = Volume(*needs.volume, **case["volume"]) if needs.volume is not None else None
+    if volume is not None and volume.path is not None:
+        paths.append(volume.path)
     return Observed(
         domains,
         files=_files(case, domains, paths) if local else {},
@@ -116,7 +130,46 @@ def observed(case: dict, needs, folder: Path) -> Observed:
         unread=tuple(case.get("unread", ())) if needs.uses else (),
         snapshots=snapshots if needs.snapshots else (),
         local=local,
+        probes=_probes(case, domains, needs, volume) if needs.headers and local else {},
+        qemu=_views(case, domains, processes) if needs.doubts else {},
+        processes=processes,
+        troubles=tuple(case.get("troubles", ())),
+        bitmaps=tuple(map(tuple, case.get("bitmaps", ()))) if needs.bitmaps else (),
+        volume=volume,
+        measured=case.get("measured") if needs.measure is not None and domains and needs.measure(domains[0]) is not None and local else None,
+        holds=case.get("holds") if needs.prepared is not None and domains and needs.prepared(domains[0]) and local else None,
+        versions=Versions(tuple(case.get("libvirt", (9, 0, 0))), (7, 2, 22)) if needs.versions else NOT_ASKED,
     )
+
+
+def process_of(facts: dict) -> Process:
+    """A QEMU process of a case."""
+    return Process(facts["pid"], facts["name"], facts["uuid"], tuple((path, writes) for path, writes in facts["files"]), facts.get("hidden", False))
+
+
+def _views(case: dict, domains, processes) -> dict:
+    """QEMU is only asked about guests of which there is a doubt. ``qemu`` is what it would say, by the guest's name: ``devices`` as
+    [device, node, file], and ``nodes`` as [node, driver, file]."""
+    told = case.get("qemu", {})
+    doubts = [domain for domain in domains if doubtful(domain, processes) and domain.name in told]
+    return {
+        domain.uuid: QemuView(
+            tuple(Node(name, driver, file, False) for name, driver, file in told[domain.name].get("nodes", ())),
+            devices=tuple(map(tuple, told[domain.name]["devices"])),
+        )
+        for domain in doubts
+    }
+
+
+def _probes(case: dict, domains, needs, volume) -> dict:
+    """What the headers say (see ``case_host.Storage``): as the XML, unless ``headers`` says otherwise."""
+    storage = Storage(domains, case.get("headers", {}))
+    todo = list(needs.bare) + ([(volume.path, needs.volume_format or volume.format)] if volume is not None and volume.exists else []) + wanted(domains)
+    named, found = {path for path, dummy in todo}, {}
+    while todo:
+        found.update(storage.probe_all(todo, named))
+        todo = [key for key in map(below, found.values()) if key is not None and key not in found]
+    return found
 
 
 def _files(case: dict, domains, paths) -> dict:
@@ -140,6 +193,7 @@ def _uses(case: dict, domains) -> tuple:
         for place in chain.places
     )
     others = tuple(Use(("path", path), name, "uuid of " + name, disk) for name, disk, path in case.get("uses", ()))
+    others += tuple(Use(("path", path), name, "uuid of " + name, disk, writes=True) for name, disk, path in case.get("writes", ()))
     return tuple(dict.fromkeys(own + others))
 
 
@@ -147,13 +201,9 @@ def staged(folder: Path, stage: str):
     """A guest as it was filmed at one stage of a story, its jobs and its snapshots."""
     inactive, job, shot = (folder / ("%s.%s" % (stage, kind)) for kind in ("inactive.xml", "job", "snapshot.xml"))
     running = inactive.exists()
-    domain = parse_domain(
-        (folder / (stage + ".xml")).read_text(encoding="utf-8"),
-        running,
-        "running" if running else "shutdown",
-        True,
-        inactive.read_text(encoding="utf-8") if running else None,
-    )
+    xml = (folder / (stage + ".xml")).read_text(encoding="utf-8")
+    config = inactive.read_text(encoding="utf-8") if running else None
+    domain = replace(parse_domain(xml, running, "running" if running else "shutdown", True, config), mentioned=mentioned(xml))
     if job.exists():
         found = _job(job.read_text(encoding="utf-8"))
         domain = replace(domain, disks=tuple(_with_job(disk, found) for disk in domain.disks))

@@ -7,7 +7,12 @@
 cases/<planner>/*.json has ``params``, ``guests`` (see ``support.guest``) and what else the host shows, then ``plan`` or
 ``error`` with a ``code`` and the whole ``message``. cases/calls/*.json calls a function of the core by itself.
 
-A case of disk_chain_info is a whole host (see ``case_host``). It ends with ``findings``, all of them and whole (where they are,
+What a case of a changing module does not say is as it should be: what libvirt names is there, with the header that its XML says
+(``headers`` is for the exceptions), and other paths are free. ``qemu`` is what QEMU would say if it were asked.
+
+A case of block_job_info is a whole host (see ``case_host``). It ends with ``jobs``, the whole result.
+
+A case of disk_chain_info is a whole host, too. It ends with ``findings``, all of them and whole (where they are,
 code, severity, layer, expected, actual, message), with what the result ``shows`` at some paths, or with ``error``. ``near`` names
 the code of a finding that the case just misses.
 """
@@ -24,6 +29,7 @@ import pytest
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core import errors
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import Layer, file_layer, normal_path
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.findings import CODES, SEVERITIES
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Record
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.render import steps_result
 from ansible_collections.livestorage.libvirt.tests.unit.case_host import CaseHost
 from ansible_collections.livestorage.libvirt.tests.unit.support import COLLECTION, HERE, ROOT, guest, load, observed, operation, params_for, written
@@ -33,13 +39,18 @@ ERRORS = dict(inspect.getmembers(errors, inspect.isclass))
 FILES = sorted(CASES.glob("*/*.json"))
 PLANNED = [path for path in FILES if path.parent.name != "calls"]
 CHANGING = [path for path in PLANNED if operation(path.parent.name).CHANGES]
-LOOKING = [path for path in PLANNED if path not in CHANGING]
-KEYS = {"about", "params", "guests", "jobs", "capacities", "files", "images", "uses", "unread", "snapshots", "local", "plan", "error"}
+LOOKING = [path for path in PLANNED if path.parent.name == "disk_chain_info"]
+JOBS = [path for path in PLANNED if path.parent.name == "block_job_info"]
+KEYS = {"about", "params", "guests", "jobs", "capacities", "files", "images", "headers", "uses", "unread", "snapshots", "local", "plan", "error"}
+KEYS |= {"processes", "qemu", "troubles", "bitmaps", "volume", "libvirt", "measured", "writes", "holds"}
 LOOKING_KEYS = {"about", "params", "guests", "files", "processes", "volumes", "pools", "local", "warnings", "findings", "shows", "near", "error"}
-GUEST_KEYS = {"xml", "config", "replace", "active", "state", "persistent", "jobs", "snapshots", "sizes", "qemu", "silent"}
+JOBS_KEYS = {"about", "params", "guests", "warnings", "jobs", "slept", "error"}
+GUEST_KEYS = {"xml", "config", "replace", "active", "state", "persistent", "jobs", "later", "snapshots", "sizes", "qemu", "silent"}
 OF_A_LAYER = {"not_in_chain", "base_is_active", "base_not_below", "base_shared", "in_use", "still_in_chain", "not_a_file", "unread", "remote_files"}
+# What is wrong with an option on this host, whichever guest it is for.
+OF_THE_OPTION = {"bad_dest", "too_old"}
 # What is wrong with the guest as a whole names no disk.
-OF_THE_GUEST = {"no_guest", "not_running", "no_disks", "name_taken"}
+OF_THE_GUEST = {"no_guest", "not_running", "no_disks", "name_taken", "orphaned_guest"}
 
 
 def name_of(path) -> str:
@@ -68,7 +79,8 @@ def test_case(path):
         assert {"kind": type(result).__name__, "code": result.code, "message": str(result)} == dict({"kind": "Refused"}, **case["error"])
     else:
         assert not isinstance(result, Exception), repr(result)
-        expected = dict({"steps": [], "fence": None, "spoils": [], "warnings": [], "settles": True, "after": {}}, **case["plan"])
+        nothing = {"steps": [], "fence": None, "spoils": [], "warnings": [], "settles": True, "after": {}, "failing": None, "stands": None}
+        expected = dict(nothing, **case["plan"])
         assert shown(result, seen, expected) == expected
 
 
@@ -83,9 +95,14 @@ def shown(plan, seen, expected) -> dict:
         "warnings": list(plan.warnings),
         "settles": plan.settles,
         "after": changed(plan, "disks"),
+        "failing": None if plan.failing is None else list(plan.failing),
+        "stands": plan.stands,
     }
     if "config" in expected:
         found["config"] = changed(plan, "config")
+    if "mirrors" in expected:
+        disks = [disk for domain in plan.after for disk in domain.disks if disk.mirror is not None]
+        found["mirrors"] = {disk.target: [disk.mirror.job, disk.mirror.ready] + written(disk.mirror.chain) for disk in disks}
     if "details" in expected:
         found["details"] = [plain(step.detail) for step in plan.steps]
     return found
@@ -100,8 +117,10 @@ def plain(detail):
     """A step's detail as JSON has it."""
     if isinstance(detail, Layer):
         return "%s (%s)" % (detail, detail.format)
+    if isinstance(detail, Record):
+        return {key: plain(value) for key, value in vars(detail).items() if value not in (None, "", ())}
     if hasattr(detail, "__dataclass_fields__"):
-        return dict(vars(detail))
+        return plain(dict(vars(detail)))
     if isinstance(detail, (tuple, list)):
         return [plain(one) for one in detail]
     return {key: plain(value) for key, value in detail.items()} if hasattr(detail, "items") else detail
@@ -158,6 +177,18 @@ def test_look(path, monkeypatch):
     assert {where: value_at(result, where) for where in shows} == shows
 
 
+@pytest.mark.parametrize("path", JOBS, ids=name_of)
+def test_jobs(path, monkeypatch):
+    case = load(path)
+    assert set(case) <= JOBS_KEYS and ("jobs" in case) != ("error" in case) and all(set(one) <= GUEST_KEYS for one in case["guests"])
+    warnings, result, error = looked(path, monkeypatch)
+    told = error and {"kind": type(error).__name__, "code": error.code, "message": str(error)}
+    assert told == (dict({"kind": "Refused"}, **case["error"]) if "error" in case else None)
+    assert warnings == case.get("warnings", [])
+    if error is None:
+        assert result == {"changed": False, "jobs": case["jobs"]}
+
+
 def test_every_finding_has_a_case_and_a_near_miss():
     cases = [load(path) for path in LOOKING]
     assert {one[1] for case in cases for one in case.get("findings", ())} == set(CODES)
@@ -187,6 +218,9 @@ def test_messages_say_where(path):
     if request is None:
         return  # an option that is wrong in itself: no guest was looked at
     selection = request.selection
+    if error.code in OF_THE_OPTION:
+        assert message.startswith("The option ")
+        return
     if error.code == "no_guest":
         assert (selection.name or selection.uuid) in message
         return
@@ -200,8 +234,10 @@ def test_messages_say_where(path):
     paths = [one["path"] for one in params.get("disks") or () if error.code == "double"]
     assert any(word in message for word in named + wanted + paths)
     if error.code in OF_A_LAYER:
-        asked = [params.get("top"), params.get("base")] + params.get("delete_dropped", []) + [one.get("path") for one in params.get("disks") or ()]
+        asked = [params.get("top"), params.get("base"), params.get("backing"), (params.get("dest") or {}).get("path")]
+        asked += params.get("delete_dropped", []) + [one.get("path") for one in params.get("disks") or ()]
         layers = [str(layer) for disk in domain.disks if disk.target in named for layer in disk.chain.layers]
+        layers += [record.source for record in domain.records if record.source]
         assert any(word in message for word in [normal_path(word) for word in asked if word] + layers)
 
 

@@ -27,9 +27,10 @@ from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain im
     same_shape,
     snapshot,
 )
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.domain_xml import chain_xml, parse_domain, parse_snapshot, snapshot_xml
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.domain_xml import parse_domain, parse_snapshot
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import Unavailable
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Disk
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.write_xml import chain_xml, snapshot_xml
 from ansible_collections.livestorage.libvirt.tests.unit.strategies import (
     SAFE,
     chains,

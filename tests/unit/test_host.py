@@ -14,13 +14,14 @@ import pytest
 
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import Chain, file_layer
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.check_disk import Evidence, disk_findings
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import Busy, CallFailed, JobFailed, Moved, Unavailable
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import Busy, CallFailed, JobFailed, Moved, PivotLost, Unavailable
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Disk, Domain, Job, Mirror, Needs, Record, Selection, Snapshot
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.plan import Step
 from ansible_collections.livestorage.libvirt.plugins.module_utils._edge import host as edge
-from ansible_collections.livestorage.libvirt.plugins.module_utils._edge.host import PIVOT_TRIES, read_file
+from ansible_collections.livestorage.libvirt.plugins.module_utils._edge.host import read_file
 from ansible_collections.livestorage.libvirt.plugins.module_utils._edge.libvirt_events import Events
 from ansible_collections.livestorage.libvirt.plugins.module_utils._edge.libvirt_host import is_local
+from ansible_collections.livestorage.libvirt.plugins.module_utils._edge.pivots import PIVOT_TRIES
 from ansible_collections.livestorage.libvirt.plugins.module_utils._edge.qemu_img import info_command
 from ansible_collections.livestorage.libvirt.tests.unit.fake_connection import Timeline, host_on, with_disk
 
@@ -70,19 +71,20 @@ def test_a_guest_that_is_gone_is_not_worked_on(monkeypatch):
         ("yes", PIVOT_TRIES - 1, PIVOT_TRIES, None),
         ("yes", 99, PIVOT_TRIES, NO),
         (None, 99, 1, NO),
-        ("pivot", 99, 1, NO),
+        ("pivot", 99, 1, PivotLost),  # somebody else's pivot, which does not end
     ],
 )
 def test_a_pivot_is_tried_a_stated_number_of_times(monkeypatch, ready, refused, tries, error):
     timeline = Timeline([(0, mirrored(ready))])
     timeline.refusals["pivot"] = [NO] * refused
     host = host_on(monkeypatch, timeline)
+    pivot = Step("pivot", "vda", {"to": file_layer("/copy", "qcow2", 2)})
     if error is None:
-        host.do(Step("pivot", "vda"))
+        host.do(pivot)
     else:
-        with pytest.raises(CallFailed):
-            host.do(Step("pivot", "vda"))
-    assert timeline.calls == ["pivot"] * tries
+        with pytest.raises(PivotLost if error is PivotLost else CallFailed):
+            host.do(pivot)
+    assert [call for call in timeline.calls if call != "qemu_view"] == ["pivot"] * tries + ([] if error else ["clear_record"])
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,18 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
+import types
 
 import pytest
 
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import file_layer
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.domain_xml import RECORD_URI
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import Busy, CallFailed, Unavailable
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.host_facts import Sizes
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Selection
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.host_facts import Sizes, Versions, Volume
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Record, Selection
 from ansible_collections.livestorage.libvirt.plugins.module_utils._edge import libvirt_host
 from ansible_collections.livestorage.libvirt.plugins.module_utils._edge.libvirt_host import Connection
 from ansible_collections.livestorage.libvirt.tests.unit.fake_libvirt import NO_DOMAIN, NO_SUPPORT, OPERATION_INVALID, Binding, Guest, Hypervisor, LibvirtError
@@ -201,3 +205,287 @@ def test_a_guest_that_is_gone_is_no_guest(connection, hypervisor):
     hypervisor.guests[0].errors["XMLDesc"] = LibvirtError(38)
     with pytest.raises(CallFailed):
         connection.read(handle_of(connection), True)
+
+
+# Calls that change something: what libvirt is given, bit by bit
+
+
+class Recorder(Guest):
+    """A guest that notes every other call with what it was given, and refuses those in ``errors``."""
+
+    def __getattr__(self, name):
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+        def call(*arguments):
+            self.calls.append((name, *arguments))
+            if name in self.errors:
+                raise self.errors[name]
+            return
+
+        return call
+
+
+BITS = {
+    "VIR_DOMAIN_BLOCK_COPY_SHALLOW": 1,
+    "VIR_DOMAIN_BLOCK_COPY_REUSE_EXT": 2,
+    "VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB": 4,
+    "VIR_DOMAIN_BLOCK_COPY_SYNCHRONOUS_WRITES": 8,
+    "VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES": 1,
+    "VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC": 1,
+    "VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT": 2,
+    "VIR_DOMAIN_XML_SECURE": 1,
+}
+
+
+@pytest.fixture(name="recorder")
+def _recorder(binding, hypervisor, monkeypatch):
+    """(connection, handle) to a guest that notes its calls."""
+    for name, bit in BITS.items():
+        monkeypatch.setattr(binding, name, bit, raising=False)
+    guest = Recorder(VM1, INACTIVE)
+    hypervisor.guests = [guest]
+    return Connection("qemu:///system", False), guest
+
+
+def calls_of(guest) -> list:
+    return [call for call in guest.calls if isinstance(call, tuple)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "bits"),
+    [((), 0), (("SHALLOW", "REUSE_EXT"), 3), (("TRANSIENT_JOB",), 4), (("SHALLOW", "REUSE_EXT", "TRANSIENT_JOB", "SYNCHRONOUS_WRITES"), 15)],
+)
+def test_a_copy(recorder, flags, bits):
+    connection, guest = recorder
+    connection.copy(guest, "vda", "<disk/>", {"bandwidth": 7, "buf-size": 9}, flags)
+    assert calls_of(guest) == [("blockCopy", "vda", "<disk/>", {"bandwidth": 7, "buf-size": 9}, bits)]
+
+
+def test_an_option_that_the_binding_does_not_know_is_no_bit(recorder):
+    connection, guest = recorder
+    with pytest.raises(CallFailed, match="does not know VIR_DOMAIN_BLOCK_COPY_NONSENSE: update it"):
+        connection.copy(guest, "vda", "<disk/>", {}, ("NONSENSE",))
+    assert calls_of(guest) == []
+
+
+def test_a_speed_is_in_bytes(recorder):
+    connection, guest = recorder
+    connection.set_speed(guest, "vda", 5)
+    assert calls_of(guest) == [("blockJobSetSpeed", "vda", 5, 1)]
+
+
+@pytest.mark.parametrize(("call", "flags"), [(lambda one: one.abort, 0), (lambda one: lambda *a: one.abort(*a, True), 1), (lambda one: one.pivot, 2)])
+@pytest.mark.parametrize(("code", "fails"), [(None, ()), (8, (2,)), (1, (0, 1, 2))])
+def test_the_end_of_a_job(recorder, call, flags, code, fails):
+    """That it is gone already is no error for an abort, and one for a pivot."""
+    connection, guest = recorder
+    if code is not None:
+        guest.errors["blockJobAbort"] = LibvirtError(code)
+    if flags in fails:
+        with pytest.raises(CallFailed):
+            call(connection)(guest, "vda")
+    else:
+        call(connection)(guest, "vda")
+    assert calls_of(guest) == [("blockJobAbort", "vda", flags)]
+
+
+def test_the_end_of_a_backup(recorder):
+    connection, guest = recorder
+    connection.abort_backup(guest)
+    assert calls_of(guest) == [("abortJob",)]
+
+
+@pytest.mark.parametrize(
+    ("domain", "alive", "code"), [(7, True, "connection_lost"), (10, False, "connection_lost"), (10, True, "libvirt_error")], ids=["rpc", "dead", "alive"]
+)
+def test_a_connection_that_broke_under_a_call(recorder, hypervisor, domain, alive, code):
+    """libvirt 9.0 may call it alive for a moment: an error of its RPC says more."""
+    connection, guest = recorder
+    guest.errors["blockJobAbort"] = LibvirtError(38, "End of file while reading data", domain)
+    hypervisor.alive = alive
+    with pytest.raises((Unavailable, CallFailed)) as caught:
+        connection.pivot(guest, "vda")
+    assert caught.value.code == code
+
+
+def defined(monkeypatch, hypervisor) -> list:
+    found: list = []
+    monkeypatch.setattr(hypervisor, "defineXML", found.append, raising=False)
+    return found
+
+
+@pytest.fixture
+def secrets(monkeypatch, recorder):
+    """The XML is asked for with its secrets: a definition without them would lose them."""
+    asked = []
+
+    def describe(flags):
+        asked.append(flags)
+        return recorder[1].config if flags & 2 else recorder[1].xml
+
+    monkeypatch.setattr(recorder[1], "XMLDesc", describe, raising=False)
+    return asked
+
+
+def test_a_definition_is_only_written_where_it_changes(recorder, hypervisor, monkeypatch, secrets):
+    connection, guest = recorder
+    found, old = defined(monkeypatch, hypervisor), guest.config
+    connection.define_as_running(guest, "vda")
+    assert found == [] and secrets == [1, 3]  # it says less of the same
+    guest.config = old.replace("/srv/vm1/active.qcow2", "/srv/vm1/old.qcow2")
+    connection.define_as_running(guest, "vda")
+    assert len(found) == 1 and "/srv/vm1/active.qcow2" in found[0] and "/srv/template.qcow2" in found[0] and "/srv/vm1/old.qcow2" not in found[0]
+    guest.config = old
+    connection.define_image(guest, "vda", file_layer("/srv/new", "raw"))
+    assert len(found) == 2 and "/srv/new" in found[1] and "/srv/vm1/active.qcow2" not in found[1] and secrets == [1, 3, 1, 3, 3]
+
+
+def test_a_definition_that_is_refused(recorder, hypervisor, monkeypatch, secrets):
+    connection, guest = recorder
+
+    def refuse(xml):
+        raise LibvirtError(67, "unsupported configuration")
+
+    monkeypatch.setattr(hypervisor, "defineXML", refuse, raising=False)
+    with pytest.raises(CallFailed, match="change disk vda in the definition of guest vm1"):
+        connection.define_image(guest, "vda", file_layer("/srv/new", "raw"))
+
+
+COPY_JOB = [{"type": "mirror", "device": "copy-vda-libvirt-3-format"}]
+
+
+@pytest.mark.parametrize("answer", ['{"return": {}}', '{"error": {"class": "CommandNotFound", "desc": "not found"}}'])
+def test_a_copy_is_switched_to_write_through(connection, hypervisor, binding, monkeypatch, answer):
+    texts, ask = [], binding.qemuMonitorCommand
+
+    def noted(handle, text, flags):
+        texts.append(json.loads(text))
+        return ask(handle, text, flags)
+
+    monkeypatch.setattr(binding, "qemuMonitorCommand", noted)
+    hypervisor.guests[0].qemu = {"query-block-jobs": COPY_JOB, "block-job-change": answer}
+    if "error" in answer:
+        with pytest.raises(CallFailed, match="refused to change the copy of disk vda of guest vm1: not found"):
+            connection.write_through(handle_of(connection), "vda")
+    else:
+        connection.write_through(handle_of(connection), "vda")
+    assert texts[-1] == {"execute": "block-job-change", "arguments": {"id": "copy-vda-libvirt-3-format", "type": "mirror", "copy-mode": "write-blocking"}}
+
+
+def test_no_other_job_is_switched(connection, hypervisor, binding):
+    hypervisor.guests[0].qemu = {"query-block-jobs": [{"type": "mirror", "device": "copy-vdb-libvirt-3-format"}]}
+    with pytest.raises(Unavailable):
+        connection.write_through(handle_of(connection), "vda")
+    assert binding.commands == ["query-block-jobs"]
+
+
+def test_versions(connection, hypervisor):
+    hypervisor.getLibVersion, hypervisor.getVersion = lambda: 9000000, lambda: 7002022
+    assert connection.versions() == Versions((9, 0, 0), (7, 2, 22))
+    hypervisor.getLibVersion = lambda: 12002001
+    assert connection.versions().libvirt == (12, 2, 1)
+
+
+@pytest.mark.parametrize(("code", "found"), [(None, [("vda", "monday"), ("vdb", "monday")]), (NO_SUPPORT, []), (1, None)])
+def test_the_bitmaps_of_checkpoints(recorder, monkeypatch, code, found):
+    connection, guest = recorder
+    xml = "<domaincheckpoint><name>monday</name><disks><disk name='vda' checkpoint='bitmap' bitmap='monday'/><disk name='vdb' checkpoint='bitmap' "
+    xml += "bitmap='monday'/><disk name='vdc' checkpoint='no'/></disks></domaincheckpoint>"
+    monkeypatch.setattr(libvirt_host.libvirt, "VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN", 2, raising=False)
+
+    def checkpoints(flags):
+        if code is not None:
+            raise LibvirtError(code)
+        return [types.SimpleNamespace(getXMLDesc=lambda flags: xml)]
+
+    monkeypatch.setattr(guest, "listAllCheckpoints", checkpoints, raising=False)
+    if found is None:
+        with pytest.raises(CallFailed, match="list the checkpoints of guest vm1"):
+            connection.bitmaps(guest)
+    else:
+        assert list(connection.bitmaps(guest)) == found
+
+
+class Pool:
+    """A storage pool with volumes by name."""
+
+    def __init__(self, kind="dir", path="/srv/pool", active=True, volumes=None):
+        self.kind, self.path, self.active, self.volumes, self.calls = kind, path, active, volumes or {}, []
+
+    def XMLDesc(self, flags):
+        return "<pool type='%s'>%s</pool>" % (self.kind, "<target><path>%s</path></target>" % self.path if self.path else "")
+
+    def isActive(self):
+        return self.active
+
+    def storageVolLookupByName(self, name):
+        if name not in self.volumes:
+            raise LibvirtError(50, "Storage volume not found")
+        return types.SimpleNamespace(XMLDesc=lambda flags: self.volumes[name])
+
+    def createXML(self, xml, flags):
+        self.calls.append((xml, flags))
+
+    def refresh(self, flags):
+        self.calls.append("refresh")
+
+
+VOLUME = "<volume type='%s'><name>v</name><capacity unit='bytes'>4096</capacity><target><path>%s</path><format type='qcow2'/></target></volume>"
+
+
+@pytest.mark.parametrize(
+    ("pool", "expected"),
+    [
+        (Pool(volumes={"v": VOLUME % ("file", "/srv/pool/v")}), Volume("p", "v", "/srv/pool/v", "file", True, "qcow2", 4096)),
+        (Pool("logical", "/dev/vg", volumes={"v": VOLUME % ("block", "/dev/vg/v")}), Volume("p", "v", "/dev/vg/v", "block", True, "qcow2", 4096)),
+        (Pool(), Volume("p", "v", "/srv/pool/v")),
+        (Pool("netfs", "/mnt"), Volume("p", "v", "/mnt/v")),
+        (
+            Pool("logical", "/dev/vg"),
+            Volume("p", "v", problem="Storage volume not found, and a pool of type logical has no files that a copy could create"),
+        ),
+        (Pool("rbd", None), Volume("p", "v", problem="Storage volume not found, and a pool of type rbd has no files that a copy could create")),
+        (Pool(active=False), Volume("p", "v", problem="the pool is not active, start it first")),
+        (LibvirtError(49, "Storage pool not found."), Volume("p", "v", problem="Storage pool not found")),
+    ],
+)
+def test_a_volume_as_a_destination(connection, hypervisor, monkeypatch, pool, expected):
+    def lookup(name):
+        assert name == "p"
+        if isinstance(pool, Exception):
+            raise pool
+        return pool
+
+    monkeypatch.setattr(hypervisor, "storagePoolLookupByName", lookup)
+    assert connection.volume("p", "v") == expected
+
+
+def test_a_volume_is_created_and_seen(connection, hypervisor, monkeypatch):
+    pool = Pool()
+    monkeypatch.setattr(hypervisor, "storagePoolLookupByName", lambda name: pool)
+    connection.create_volume("p", "<volume/>")
+    connection.refresh_pool("p")
+    assert pool.calls == [("<volume/>", 0), "refresh"]
+
+
+def test_a_capacity_is_what_the_guest_sees(recorder, monkeypatch):
+    connection, guest = recorder
+    monkeypatch.setattr(guest, "blockInfo", lambda target: [{"vda": 5, "vdb": 6}[target], 1, 1], raising=False)
+    domain = connection.read(guest, False, with_capacities=True)
+    assert [disk.capacity for disk in domain.disks] == [5, 6, None]  # nobody asks an empty drive
+
+
+def test_a_note_is_written_for_the_running_guest_only(recorder, monkeypatch):
+    connection, guest = recorder
+    for name, value in (("VIR_DOMAIN_METADATA_ELEMENT", 2), ("VIR_DOMAIN_AFFECT_LIVE", 1)):
+        monkeypatch.setattr(libvirt_host.libvirt, name, value, raising=False)
+    connection.write_record(guest, Record("vda", "copy", "/new", "1", since=7))
+    connection.clear_record(guest, "vda")
+    (one, other), uri = calls_of(guest), RECORD_URI % "vda"
+    assert one[:2] == ("setMetadata", 2) and 'layers="/new"' in one[2] and one[3:] == ("livestorage", uri, 1)
+    assert other == ("setMetadata", 2, None, "livestorage", uri, 1)
+    guest.errors["setMetadata"] = LibvirtError(80, "metadata not found")
+    connection.clear_record(guest, "vda")
+    with pytest.raises(CallFailed):
+        connection.write_record(guest, Record("vda", "copy", "/new", "1"))

@@ -11,8 +11,9 @@ from dataclasses import replace
 import pytest
 
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import CallFailed, Unavailable
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.host_facts import Sizes
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Needs, Selection
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.host_facts import QemuView, Sizes
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Job, Needs, Selection
+from ansible_collections.livestorage.libvirt.plugins.module_utils._edge import host as edge
 from ansible_collections.livestorage.libvirt.tests.unit.case_host import CaseHost
 from ansible_collections.livestorage.libvirt.tests.unit.fake_libvirt import NO_DOMAIN, LibvirtError
 from ansible_collections.livestorage.libvirt.tests.unit.support import HERE
@@ -53,6 +54,88 @@ def test_nothing_more_than_was_asked_for(host):
     assert (seen.probes, seen.sizes, seen.shots, seen.qemu, seen.processes, seen.uses) == ({}, {}, {}, {}, (), ())
     assert seen.domains[0].config == () and seen.domains[0].mentioned == frozenset() and host.storage.asked == []
     assert host.guests[0].calls.count("XMLDesc") == 1 and host.libvirt.commands == [] and "domainListGetStats" not in host.libvirt.hypervisor.calls
+
+
+DOUBTS = Needs(Selection(), doubts=True)
+NOTED = dict(VM1, replace={"job/1/none' disk='none' type='' layers='' indexes=''": "job/1/vda' disk='vda' type='copy' layers='/new' indexes='3,1,2'"})
+
+
+@pytest.mark.parametrize(
+    ("guest", "files", "asked"),
+    [
+        (VM1, [[A, True]], False),
+        (VM1, [], False),
+        (VM1, [["/strange", True]], True),
+        (VM1, [["/strange", False]], False),
+        (NOTED, [[A, True]], True),
+        (dict(NOTED, jobs={"vda": {"type": "copy"}}), [[A, True]], False),
+    ],
+)
+def test_qemu_is_asked_where_there_is_a_doubt(host, guest, files, asked):
+    """libvirt marks the guest as tainted by it: never for nothing, and never a guest beside it."""
+    host = host(guest, VM2, processes=[dict(PROCESS, files=files)])
+    seen = host.observe(DOUBTS)
+    assert set(seen.qemu) == ({UUID} if asked else set()) and bool(host.libvirt.commands) == asked
+    assert [process.pid for process in seen.processes] == [7] and seen.probes == {}
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_the_qemu_of_a_lost_guest_is_asked_at_its_own_monitor(host, monkeypatch, answers):
+    view = QemuView(devices=(("/machine/x", "libvirt-9-format", "/new"),))
+    asked = []
+
+    def monitor(pid):
+        asked.append(pid)
+        return view if answers and pid == 8 else None
+
+    monkeypatch.setattr(edge, "ask_monitor", monitor)
+    one, two = dict(PROCESS, name="vm3", uuid="u3"), dict(PROCESS, pid=8, name="vm3", uuid="u3")
+    host = host(OFF, VM2, processes=[one, two, dict(PROCESS, pid=9, name="vm3", uuid="another")])
+    seen = host.observe(DOUBTS)
+    assert asked == [7, 8] and seen.qemu == ({"u3": view} if answers else {}) and host.libvirt.commands == []
+
+
+def test_a_qemu_that_gives_no_answer_is_told(host):
+    host = host(NOTED)
+    host.guests[0].errors["qemuMonitorCommand"] = LibvirtError(38, "no monitor")
+    seen = host.observe(DOUBTS)
+    assert seen.qemu == {} and len(seen.troubles) == 1 and "no monitor" in seen.troubles[0]
+
+
+def test_what_is_measured_is_measured_once(host, monkeypatch):
+    """It may take long, and a task looks at least twice."""
+    asked = []
+    monkeypatch.setattr(edge, "measure", lambda *arguments: asked.append(arguments) or 7)
+    host = host(VM1)
+    looking = edge.Host("qemu:///system", False)
+    needs = Needs(Selection(name="vm1"), measure=lambda domain: (domain.disks[0].chain.layers[:1], "qcow2"))
+    assert [looking.observe(needs).measured for dummy in range(3)] == [7] * 3 and len(asked) == 1
+    assert looking.observe(replace(needs, measure=lambda domain: None)).measured is None and looking.observe(Needs(Selection(name="vm1"))).measured is None
+    assert len(asked) == 1
+    looking.close()
+
+
+def test_a_prepared_image_is_looked_at_once_and_only_while_it_is_as_it_was_prepared(host, monkeypatch):
+    asked = []
+    monkeypatch.setattr(edge, "holds_data", lambda *arguments: asked.append(arguments) or True)
+    host = host(VM1)
+    looking = edge.Host("qemu:///system", False)
+    needs = Needs(Selection(name="vm1"), bare=(("/new", "qcow2"), ("/base", "raw")), prepared=lambda domain: False)
+    assert looking.observe(needs).holds is None and asked == []
+    needs = replace(needs, prepared=lambda domain: True)
+    assert [looking.observe(needs).holds for dummy in range(2)] == [True] * 2 and asked == [("/new", "qcow2")]
+    looking.close()
+
+
+def test_a_job_that_cannot_be_looked_at_again_is_told_as_it_was(host, monkeypatch):
+    host = host(dict(VM1, jobs={"vda": {"type": "pull", "cur": 1, "end": 2}}))
+
+    def sleep(seconds):
+        host.guests[0].errors["blockJobInfo"] = LibvirtError(38, "no lock")
+
+    monkeypatch.setattr(host, "sleep", sleep)
+    seen = host.observe(Needs(Selection(name="vm1"), config=False, sample=1.0))
+    assert seen.rates == {(UUID, "vda"): (Job("pull", 1, 2), None)}
 
 
 def test_no_guest_is_looked_at_for_images_alone(host):

@@ -19,8 +19,17 @@ import pytest
 
 from ansible_collections.livestorage.libvirt.plugins.module_utils import _pipeline
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import Chain, file_layer
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import CallFailed, FindingsMet, JobFailed, Refused, TimedOut, Unavailable
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Disk, Domain, File, Job, Observed
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import (
+    CallFailed,
+    FindingsMet,
+    JobFailed,
+    PivotLost,
+    Refused,
+    TimedOut,
+    Unavailable,
+)
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.host_facts import QemuView
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Disk, Domain, File, Job, Needs, Observed, Selection, Use
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.plan import Plan, Step
 
 A, B, C = file_layer("/a", "qcow2"), file_layer("/b", "qcow2"), file_layer("/c", "qcow2")
@@ -28,7 +37,7 @@ CHANGED = {"changed", "domains", "steps", "spoils", "rolled_back", "job", "diff"
 
 
 def guest(*layers, job=None):
-    return Domain("vm1", "u1", True, disks=(Disk("vda", Chain(layers, True), job=job),))
+    return Domain("vm1", "u1", True, disks=(Disk("vda", Chain(layers, True), job=job, alias="virtio-disk0"),))
 
 
 BEFORE, AFTER, OTHER, RUNNING = guest(A, B, C), guest(A, C), guest(B, C), guest(A, B, C, job=Job("pull", 1, 2))
@@ -61,6 +70,9 @@ class World:
     scripts: dict = field(default_factory=dict)
     calls: list = field(default_factory=list)
     files: tuple = ("/b", "/d")
+    notes: list = field(default_factory=list)
+    writes: str | None = None  # the image that QEMU says it writes to, where it is asked
+    asked: list = field(default_factory=list)
 
     def call(self, name: str) -> None:
         self.calls.append(name)
@@ -112,13 +124,17 @@ class FakeHost:
     world = None
 
     def __init__(self, uri, with_events):
+        self.notes = self.world.notes
         self.world.call("open")
         assert uri == "test:///default"
 
     def observe(self, needs):
         self.world.call("look")
+        self.world.asked.append(needs.qemu)
         files = {path: File(path, path in self.world.files) for path in ("/b", "/d")}
-        return Observed((self.world.now,), files=files)
+        told = self.world.writes if needs.qemu else None
+        qemu = {"u1": QemuView(devices=(("/machine/peripheral/virtio-disk0/x", "node", told),))} if told else {}
+        return Observed((self.world.now,), files=files, qemu=qemu)
 
     def do(self, step):
         self.world.call(step.action)
@@ -152,7 +168,7 @@ def operation(plan, changes=True, met=None):
     def request(params):
         if isinstance(plan, Refused) and plan.code == "early":
             raise plan
-        return types.SimpleNamespace(needs=None)
+        return types.SimpleNamespace(needs=Needs(Selection(name="vm1")))
 
     def planned(wanted, seen):
         if isinstance(plan, Exception):
@@ -208,7 +224,7 @@ GOOD = {"pull": becomes(RUNNING), "wait": becomes(AFTER), "delete": removes("/b"
         pytest.param(
             PULL,
             World(scripts=dict(GOOD, wait=becomes(AFTER, FAILED))),
-            "pull, wait, look, delete",
+            "pull, wait, look, look, delete",
             {"changed": True, "warned": "The job failed. Yet the chain is as planned."},
             id="failed-but-done",
         ),
@@ -376,7 +392,7 @@ UNTOUCHED, STANDS = "The guest is as it was before.", "The guest is not as it wa
         pytest.param(
             PULL,
             World(scripts=dict(GOOD, wait=becomes(AFTER, FAILED), delete=fails(CALL))),
-            "pull, wait, look, delete, look",
+            "pull, wait, look, look, delete, look",
             "libvirt_error",
             False,
             STANDS,
@@ -548,3 +564,171 @@ def test_a_missing_library_is_named_with_its_package(monkeypatch, missing, packa
         _pipeline.run(FakeModule(), operation(PULL))
     assert ended.value.failed and ended.value.result["code"] == "missing_library"
     assert package in ended.value.result["msg"] and sys.executable in ended.value.result["msg"]
+
+
+# A copy: its fence is the pivot, and what follows has to be done, whatever the pivot said
+
+NEXT = replace(BEFORE, config=BEFORE.disks)
+MOVED = replace(AFTER, config=AFTER.disks)
+HALF = replace(MOVED, config=BEFORE.disks)
+COPIES = replace(guest(A, B, C, job=Job("copy", 1, 2)), config=BEFORE.disks)
+COPY = Step("copy", "vda", {"to": A, "shallow": False})
+PIVOT = Step("pivot", "vda", {"to": A})
+MOVE = Plan(
+    (NEXT,),
+    (MOVED,),
+    (COPY, Step("wait", "vda", {"job": "copy", "until": "ready"}), PIVOT, Step("define", "vda"), REMOVE_B, Step("forget", "vda")),
+    fence=2,
+)
+MOVES = {"copy": becomes(COPIES), "pivot": becomes(HALF), "define": becomes(MOVED), "delete": removes("/b")}
+
+
+def test_a_copy(go):
+    world = World(NEXT, dict(MOVES))
+    failed, found, warnings = go(world, MOVE)
+    assert not failed and world.calls == calls("copy, wait, pivot, define, look, delete, forget") and warnings == []
+    assert all(step["begun"] for step in found["steps"]) and not any(world.asked)
+
+
+def test_a_pivot_that_failed_yet_happened_is_followed_by_the_rest(go):
+    """Else the next start would have the old image, although the run knows better."""
+    world = World(NEXT, dict(MOVES, pivot=becomes(HALF, FAILED)))
+    failed, found, warnings = go(world, MOVE)
+    assert not failed and world.calls == calls("copy, wait, pivot, look, define, look, delete, forget")
+    assert warnings == ["The job failed. Yet the chain is as planned."] and all(step["begun"] for step in found["steps"])
+
+
+def test_a_definition_that_fails_is_past_the_fence(go):
+    world = World(NEXT, dict(MOVES, define=fails(CALL)), writes="/a")
+    failed, found, dummy = go(world, MOVE)
+    assert failed and world.calls == calls("copy, wait, pivot, define, look") and found["rolled_back"] is False and found["code"] == "libvirt_error"
+    next_start = "the persistent definition of guest vm1 gives disk vda the chain /c <- /b <- /a, where /c <- /a was expected"
+    chain = "disk vda of guest vm1 has the chain /c <- /a, where /c <- /b <- /a was expected"
+    assert found["msg"] == "libvirt could not do it. %s%s; %s." % (STANDS, chain, next_start)
+    assert [step["action"] for step in found["steps"] if not step["begun"]] == ["delete", "forget"]
+
+
+def test_a_definition_that_was_not_written_is_found(go):
+    world = World(NEXT, dict(MOVES, define=nothing))
+    failed, found, dummy = go(world, MOVE)
+    assert failed and found["code"] == "verify_failed" and found["rolled_back"] is False and "delete" not in world.calls
+
+
+LOST = PivotLost("stale_pivot", "The daemon died during the pivot.", "QEMU writes to /a, which libvirt does not know")
+
+
+@pytest.mark.parametrize("now", [NEXT, COPIES, HALF], ids=["as-before", "copies", "somewhere"])
+def test_a_lost_pivot_is_never_as_before(go, now):
+    """Nothing is undone and nothing removed, whatever libvirt shows."""
+    world = World(NEXT, dict(MOVES, copy=becomes(COPIES), pivot=becomes(now, LOST)))
+    failed, found, dummy = go(world, replace(MOVE, after=(guest(C),)))
+    assert failed and world.calls == calls("copy, wait, pivot, look, look, look") and not [one for one in world.calls if one.startswith("undo")]
+    assert (found["code"], found["rolled_back"], found["changed"]) == ("stale_pivot", False, True)
+    assert found["msg"] == "The daemon died during the pivot. The guest is not as it was before: QEMU writes to /a, which libvirt does not know."
+    assert found["domains"][0]["disks"][0]["chain"] and set(found) == CHANGED | {"msg", "code"}
+
+
+def test_a_lost_pivot_of_a_guest_that_cannot_be_looked_at(go):
+    gone = fails(Unavailable("no_daemon", "No."))
+    world = World(NEXT, dict(MOVES, pivot=fails(LOST), look=[nothing, nothing, gone, gone, gone]))
+    failed, found, dummy = go(world, MOVE)
+    assert failed and found["rolled_back"] is False and found["changed"] is True and found["domains"] == [] and "which libvirt does not know" in found["msg"]
+
+
+@pytest.mark.parametrize(
+    ("writes", "rolled_back", "says"),
+    [
+        ("/a", True, UNTOUCHED),
+        ("/strange", False, STANDS + "QEMU writes disk vda of guest vm1 to /strange."),
+        (None, False, STANDS + "QEMU could not be asked which image it writes disk vda of guest vm1 to."),
+    ],
+)
+@pytest.mark.parametrize("action", ["pivot", "abort"])
+def test_after_a_pivot_or_an_end_qemu_itself_is_asked(go, action, writes, rolled_back, says):
+    """libvirt may show the old image without a job, while QEMU is on the new one."""
+    step = replace(PIVOT, action=action, detail={"to": A, "job": "copy"})
+    world = World(BEFORE, {action: fails(CALL)}, writes=writes)
+    failed, found, dummy = go(world, Plan((BEFORE,), (AFTER,), (step,)))
+    assert failed and found["rolled_back"] is rolled_back and found["changed"] is not rolled_back and found["msg"].endswith(says)
+    assert world.asked == [False, False, True]
+
+
+def test_qemu_is_not_asked_for_nothing(go):
+    """libvirt marks the guest as tainted by it."""
+    world = World(scripts={"pull": fails(CALL)}, writes="/a")
+    go(world, PULL)
+    assert not any(world.asked)
+
+
+ENDED = Plan((RUNNING,), (BEFORE,), (Step("abort", "vda", {"job": "copy", "unseen": True}),))
+
+
+@pytest.mark.parametrize(("writes", "code"), [("/a", None), ("/strange", "stale_pivot"), (None, "stale_pivot")])
+@pytest.mark.parametrize("unseen", [True, False])
+def test_an_end_that_came_too_late_is_found(go, writes, code, unseen):
+    """The pivot had begun before, by a run that was killed with the daemon: the end was taken, and QEMU pivots all the same."""
+    plan = replace(ENDED, steps=(Step("abort", "vda", {"job": "copy", "unseen": unseen}),))
+    world = World(RUNNING, {"abort": becomes(BEFORE)}, writes=writes)
+    failed, found, dummy = go(world, plan)
+    assert failed == (code is not None and unseen) and found.get("code") == (code if unseen else None)
+    assert world.asked[2] is unseen
+    if failed:
+        assert found["rolled_back"] is False and found["changed"] is True and "run the same task again" in found["msg"] and "undo abort" not in world.calls
+
+
+def test_a_file_that_somebody_needs_by_now_stays(go, monkeypatch):
+    world = World(scripts=dict(GOOD))
+    look = FakeHost.observe
+
+    def observe(host, needs):
+        used = (Use(("path", "/b"), "vm9", "u9", "vdc"),) if "wait" in world.calls else ()
+        return replace(look(host, needs), uses=used)
+
+    monkeypatch.setattr(FakeHost, "observe", observe)
+    failed, found, dummy = go(world, PULL)
+    assert failed and found["code"] == "in_use" and "disk vdc of guest vm9 uses it" in found["msg"] and "delete" not in world.calls
+    assert found["rolled_back"] is False
+
+
+# Plans that can only keep a harm from growing
+
+PROTECT = Plan((NEXT,), (NEXT,), (Step("protect", "vda", {"to": A}),), failing=("stale_pivot", "QEMU writes to /a."), stands="QEMU writes to /a")
+CLEAN = Plan((BEFORE,), (BEFORE,), (Step("discard", "vda", {"path": "/b"}), Step("forget", "vda")), failing=("job_failed", "The copy ended."))
+
+
+def test_a_protected_guest_is_a_failure(go):
+    world = World(NEXT)
+    failed, found, warnings = go(world, PROTECT)
+    assert failed and world.calls == calls("protect, look, look")
+    assert (found["code"], found["rolled_back"], found["changed"]) == ("stale_pivot", False, True)
+    assert found["msg"] == "QEMU writes to /a. The guest is not as it was before: QEMU writes to /a."
+    assert [step["begun"] for step in found["steps"]] == [True] and warnings == []
+
+
+def test_a_protection_that_fails_is_the_error(go):
+    failed, found, dummy = go(World(NEXT, {"protect": fails(CALL)}), PROTECT)
+    assert failed and found["code"] == "libvirt_error"
+
+
+def test_cleaning_up_after_an_ended_job_is_a_failure_that_leaves_the_guest_as_it_was(go):
+    world = World()
+    failed, found, dummy = go(world, CLEAN)
+    assert failed and world.calls == calls("discard, forget, look, look")
+    assert (found["code"], found["rolled_back"], found["changed"]) == ("job_failed", True, False) and found["msg"] == "The copy ended. " + UNTOUCHED
+
+
+@pytest.mark.parametrize("plan", [PROTECT, CLEAN])
+def test_check_mode_tells_that_it_would_fail(go, plan):
+    world = World(plan.before[0])
+    failed, found, warnings = go(world, plan, check_mode=True)
+    assert not failed and warnings == [plan.failing[1]] and found["changed"] is True and world.calls == ["open", "look", "close"]
+
+
+# What was noticed on the way
+
+
+@pytest.mark.parametrize("script", [GOOD, dict(GOOD, wait=fails(FAILED), **{"undo pull": becomes(BEFORE)})], ids=["success", "failure"])
+def test_notes_are_warnings(go, script):
+    world = World(scripts=dict(script), notes=["The guest writes faster."])
+    failed, dummy, warnings = go(world, PULL)
+    assert failed == (script is not GOOD) and warnings == ["Mind the snapshot.", "The guest writes faster."]

@@ -19,6 +19,7 @@ import pytest
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import Unavailable
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.host_facts import Image
 from ansible_collections.livestorage.libvirt.plugins.module_utils._edge import qemu_img
+from ansible_collections.livestorage.libvirt.plugins.module_utils._edge.image_work import holds_data
 from ansible_collections.livestorage.libvirt.plugins.module_utils._edge.qemu_img import SECONDS, info_command, probe_all, read_image
 
 MiB = 1 << 20
@@ -206,6 +207,19 @@ def test_the_length_of_the_devices_of_this_host():
         major, minor = map(int, name.split(":"))
         assert qemu_img._device_size(os.makedev(major, minor)) % 512 == 0
     assert qemu_img._device_size(os.makedev(4095, 1048575)) is None
+
+
+@pytest.mark.parametrize(("written", "own"), [(None, False), ("write -P 1 4096 4096", True), ("write -z 65536 65536", True)])
+def test_data_of_its_own(tmp_path, written, own):
+    """Zeros hide what is below as well; what the backing holds does not count, and it is not opened."""
+    create(tmp_path / "base", size="1M")
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -P 7 0 65536", str(tmp_path / "base")], check=True, stdout=subprocess.DEVNULL)
+    create(tmp_path / "new", "-b", str(tmp_path / "base"), "-F", "qcow2", size="1M")
+    if written:
+        subprocess.run(["qemu-io", "-f", "qcow2", "-c", written, str(tmp_path / "new")], check=True, stdout=subprocess.DEVNULL)
+    (tmp_path / "base").unlink()
+    assert holds_data(str(tmp_path / "new"), "qcow2") is own
+    assert holds_data(str(tmp_path / "base"), "qcow2") is None
 
 
 # What qemu-img says
@@ -428,7 +442,7 @@ def test_read_image(tmp_path):
 
 
 def test_read_image_does_not_wait_for_ever(tmp_path, monkeypatch, hanging):
-    monkeypatch.setattr(qemu_img, "SECONDS", 0.3)
+    monkeypatch.setattr(qemu_img, "PATIENT_SECONDS", 0.3)
     path = create(tmp_path / "bad.qcow2")
     with pytest.raises(Unavailable, match="gave no answer about %s" % path) as caught:
         read_image(path, "qcow2")

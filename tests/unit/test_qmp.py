@@ -10,8 +10,9 @@ import json
 
 import pytest
 
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import Unavailable
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.host_facts import Node, QemuView
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.qmp import parse_view
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.qmp import parse_job_name, parse_view, parse_word
 
 
 def answer(*found) -> str:
@@ -78,3 +79,46 @@ def test_a_name_that_qemu_cut_off():
 @pytest.mark.parametrize("name", ["json:", "json:[]", 'json:{"file": []}', 'json:{"file": {"filename": 5}}', "json:null", 'json:{"filename": null}', ""])
 def test_a_name_that_says_nothing(name):
     assert isinstance(file_of(name), str)
+
+
+def jobs(*names) -> str:
+    return answer(*({"type": "mirror", "device": name} for name in names))
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (jobs("copy-vda-libvirt-1-format"), "copy-vda-libvirt-1-format"),
+        (jobs("pull-vda-libvirt-1-format", "copy-vdb-libvirt-2-format", "copy-vda-libvirt-12-format"), "copy-vda-libvirt-12-format"),
+        (jobs("copy-vda10-libvirt-1-format"), None),
+        (jobs("commit-vda-libvirt-1-format"), None),
+        (jobs(), None),
+        (jobs("copy-vda-libvirt-1-format", "copy-vda-libvirt-2-format"), None),
+        ('{"error": {"class": "GenericError", "desc": "no"}}', None),
+        ('{"return": [{}]}', None),
+        ("no JSON", None),
+    ],
+)
+def test_the_job_of_a_disk(text, name):
+    if name is not None:
+        assert parse_job_name(text, "vda") == name
+        return
+    with pytest.raises(Unavailable, match="disk vda") as caught:
+        parse_job_name(text, "vda")
+    assert caught.value.code == "qmp"
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ('{"return": {}, "id": "libvirt-9"}', None),
+        ('{"error": {"class": "CommandNotFound", "desc": "The command x has not been found"}}', "The command x has not been found"),
+        ('{"error": {}}', "its answer cannot be read"),
+        ('{"error": "x"}', "its answer cannot be read"),
+        ("[]", "its answer cannot be read"),
+        ("7", "its answer cannot be read"),
+        ("", "its answer cannot be read"),
+    ],
+)
+def test_what_qemu_has_against_a_command(text, word):
+    assert parse_word(text) == word

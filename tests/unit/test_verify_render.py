@@ -48,6 +48,7 @@ def with_job(domain):
 BEFORE, AFTER = guest(), guest(SHORT, SHORT)
 PLAN = Plan((BEFORE,), (AFTER,), (Step("pull"),))
 LOOSE = replace(PLAN, settles=False)
+AT_ONCE = "the job on disk vda of guest vm1 ended at once without its work, see the log of the guest"
 NOW = "disk vda of guest vm1 has the chain /c <- /b <- /a, where /c <- /a was expected"
 NEXT = "the persistent definition of guest vm1 gives disk vda the chain %s, where /c <- /a was expected"
 
@@ -74,7 +75,7 @@ NEXT = "the persistent definition of guest vm1 gives disk vda the chain %s, wher
         (LOOSE, with_job(BEFORE), []),
         (LOOSE, with_job(guest(Chain((B, C), True), LONG)), ["disk vda of guest vm1 has the chain /c <- /b, where /c <- /a was expected"]),
         (LOOSE, guest(SHORT, SHORT), []),
-        (LOOSE, BEFORE, [NOW, NEXT % "/c <- /b <- /a"]),
+        (LOOSE, BEFORE, [AT_ONCE, NEXT % "/c <- /b <- /a"]),
         (PLAN, with_job(BEFORE), [NOW, NEXT % "/c <- /b <- /a"]),
     ],
 )
@@ -100,6 +101,37 @@ def test_mismatches(plan, seen, expected):
 )
 def test_same_as_before(before, now, expected):
     assert same_as_before(Plan((before,), (guest(SHORT),)), (now,)) == expected
+
+
+TO_A, TO_B = Mirror("copy", "yes", Chain((file_layer("/m", "qcow2", 9),), True)), Mirror("copy", "yes", Chain((file_layer("/n", "qcow2", 9),), True))
+
+
+def mirrored(mirror, job=True):
+    return replace(BEFORE, disks=(replace(BEFORE.disks[0], mirror=mirror, job=Job("copy") if job else None),))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "now", "settles", "expected"),
+    [
+        (TO_A, mirrored(TO_A), True, []),
+        (TO_A, BEFORE, True, ["disk vda of guest vm1 has no mirror to /m, where one was expected"]),
+        (TO_A, mirrored(TO_B), True, ["disk vda of guest vm1 has no mirror to /m, where one was expected"]),
+        (TO_A, mirrored(replace(TO_A, ready=None)), True, ["the mirror of disk vda of guest vm1 is not ready"]),
+        (TO_A, mirrored(replace(TO_A, ready="abort")), True, ["the mirror of disk vda of guest vm1 is not ready"]),
+        (replace(TO_A, ready=None), mirrored(TO_A), True, []),
+        # Not waited for: on its way.
+        (replace(TO_A, ready=None), mirrored(replace(TO_A, ready=None)), False, []),
+        (replace(TO_A, ready=None), BEFORE, False, ["disk vda of guest vm1 has no mirror to /m, where one was expected"]),
+    ],
+)
+def test_a_mirror_that_is_to_stay(wanted, now, settles, expected):
+    plan = Plan((BEFORE,), (mirrored(wanted),), (Step("copy", "vda"),), settles=settles)
+    assert mismatches(plan, (now,)) == expected
+
+
+def test_a_mirror_that_ran_before_and_is_over_has_changed_nothing():
+    """An adopted copy that fails leaves the guest as it was."""
+    assert same_as_before(Plan((mirrored(TO_A),), (guest(SHORT),), (Step("wait", "vda"),)), (BEFORE,)) == []
 
 
 def test_other_disks_are_other_runs_work():

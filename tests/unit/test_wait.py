@@ -14,7 +14,7 @@ from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain im
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import CallFailed, JobFailed, TimedOut, Unavailable
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Disk, Domain, Job, Mirror
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.plan import Step
-from ansible_collections.livestorage.libvirt.plugins.module_utils._edge.host import GRACE_SECONDS, RECONNECT_SECONDS
+from ansible_collections.livestorage.libvirt.plugins.module_utils._edge.waits import GRACE_SECONDS, RECONNECT_SECONDS
 from ansible_collections.livestorage.libvirt.tests.unit.fake_connection import Timeline, host_on, with_disk
 
 CHAIN = Chain((file_layer("/a", "qcow2", 1), file_layer("/b", "qcow2", 2)), True)
@@ -185,3 +185,80 @@ def test_an_error_of_a_job_is_not_hidden_by_the_note(monkeypatch):
     timeline = Timeline([(0, RUNS)], events((3, "failed")))
     timeline.refusals["clear_record"] = [Unavailable("connection", "The connection broke.")]
     assert wait(monkeypatch, timeline).code == "job_failed"
+
+
+# A copy that does not catch up with its guest
+
+MiB = 1 << 20
+
+
+def copying(*looks):
+    """States in which a copy has done so much of so much, in MiB, from a second on."""
+    mirror = Mirror("copy", None, Chain((file_layer("/new", "qcow2", 9),), True))
+    return [(second, with_disk(IDLE, job=Job("copy", cur * MiB, end * MiB), mirror=mirror)) for second, cur, end in looks]
+
+
+def watched(monkeypatch, timeline, timeout=100, **more):
+    """(the host, the error or None) of a wait that watches the copy, with a window of 10 seconds."""
+    host = host_on(monkeypatch, timeline)
+    detail = {"job": "copy", "until": "ready", "timeout": timeout, "poll_interval": 1.0, "on_timeout": "leave", "stall_window": 10, "converge": False}
+    try:
+        host.do(Step("wait", "vda", dict(detail, **more)))
+    except JobFailed as error:
+        return host, error
+    return host, None
+
+
+STALLS = "the bytes that remain have not become fewer for 10 seconds, because the guest writes faster than the copy"
+ADVICE = "use synchronous_writes, or lift bandwidth"
+
+
+def test_a_copy_that_does_not_catch_up_is_told_once(monkeypatch):
+    timeline = Timeline(copying((0, 0, 100), (5, 50, 150), (50, 60, 160)))
+    host, error = watched(monkeypatch, timeline)
+    assert host.notes == ["Disk vda of guest vm1: %s: %s." % (STALLS, ADVICE)] and timeline.calls == []
+    assert error.code == "timeout" and "(%s: %s)" % (STALLS, ADVICE) in str(error)
+
+
+def test_a_copy_that_catches_up_is_not_complained_about(monkeypatch):
+    timeline = Timeline(copying(*((second * 5, second, 100) for second in range(21))), events((99, "ready")))
+    host, error = watched(monkeypatch, timeline)
+    assert (host.notes, error) == ([], None)
+
+
+def test_other_jobs_are_not_watched(monkeypatch):
+    """A pull and a commit are not raced by the guest."""
+    timeline = Timeline([(0, RUNS)])
+    host = host_on(monkeypatch, timeline)
+    with pytest.raises(TimedOut):
+        host.do(Step("wait", "vda", {"job": "pull", "until": "completed", "timeout": 100, "poll_interval": 1.0, "on_timeout": "leave"}))
+    assert host.notes == []
+
+
+def test_a_guest_is_made_to_wait_for_its_copy(monkeypatch):
+    timeline = Timeline(copying((0, 0, 100), (50, 99, 100)), events((70, "ready")))
+    host, error = watched(monkeypatch, timeline, converge=True)
+    assert error is None and timeline.calls == ["write_through"]
+    assert host.notes == ["Disk vda of guest vm1: %s, so that QEMU now completes each write of the guest on both sides (converge)." % STALLS]
+
+
+def test_a_timeout_in_spite_of_that_does_not_advise_it(monkeypatch):
+    timeline = Timeline(copying((0, 0, 100)))
+    error = watched(monkeypatch, timeline, converge=True)[1]
+    assert timeline.calls == ["write_through"] and error.code == "timeout" and "synchronous_writes" not in str(error)
+
+
+@pytest.mark.parametrize("error", [CallFailed("qemu_error", "QEMU refused it."), Unavailable("qmp", "QEMU has no copy.")])
+def test_an_older_qemu_cannot_be_switched(monkeypatch, error):
+    timeline = Timeline(copying((0, 0, 100)))
+    timeline.refusals["write_through"] = [error] * 9
+    host, failed = watched(monkeypatch, timeline, converge=True)
+    words = "converge needs QEMU 8.2 or later (%s): %s" % (str(error).rstrip("."), ADVICE)
+    assert timeline.calls == ["write_through"] and host.notes == ["Disk vda of guest vm1: %s: %s." % (STALLS, words)] and words in str(failed)
+
+
+def test_the_daemons_absence_is_no_stall(monkeypatch):
+    """What was not looked at has not stood still: the copy goes on in QEMU meanwhile, and is judged by the next look."""
+    timeline = Timeline(copying((0, 0, 100), (9, 90, 100)), events((25, "ready")), down=(5.5, 15))
+    host, error = watched(monkeypatch, timeline)
+    assert (host.notes, error) == ([], None)

@@ -14,7 +14,8 @@ from .check_chain import chain_findings, image_itself
 from .findings import INFO, WARNING, Finding, Subject, distinct
 from .headers import Probes, Walk, chains_of, completed, probe_of
 from .host_facts import Process
-from .model import Disk, Domain, Observed, Use, processes_of, unmentioned
+from .model import Disk, Domain, Observed, Use
+from .pivot import processes_of, stray, unmentioned
 from .render import chain_text
 from .verify import covers
 
@@ -171,10 +172,8 @@ def written_to(domain: Domain, disk: Disk, look: Evidence) -> Optional[Tuple[Lay
         return None
     view = look.seen.qemu.get(domain.uuid)
     if view is not None and disk.alias is not None:
-        node, file = next(((node, file) for qdev, node, file in view.devices if disk.alias in qdev.split("/")), ("", ""))
-        if not file.startswith("/") or disk.chain.active.path is None or node.startswith("libvirt-%s-" % disk.chain.active.index):
-            return None
-        if normal_path(file) == normal_path(disk.chain.active.path):
+        file = stray(disk, view)
+        if file is None or not file.startswith("/") or disk.chain.active.path is None:
             return None
         return _layer_for(disk, file, look.probes), "QEMU itself says so"
     if disk.mirror is not None and disk.mirror.ready == "pivot" and disk.mirror.chain.active is not None:

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""libvirt's XML to values, and back.
+"""libvirt's XML to values (``write_xml.py`` is the way back).
 
 The law: an empty ``<backingStore/>`` says that the chain ends there, a missing one that nobody knows; the two are never
 mixed up. ``index`` is read, not counted. Nothing is fetched, expanded or guessed while parsing.
@@ -13,8 +13,8 @@ from __future__ import annotations
 from typing import Iterable, List, Optional, Tuple
 
 from .chain import NO_FACTS, Chain, Facts, Layer, Pairs
-from .errors import Refused, Unavailable
-from .host_facts import Image, Probe
+from .errors import Unavailable
+from .host_facts import Image, Probe, Volume
 from .image_info import SAFE_FORMATS, resolve_backing
 from .model import Disk, Domain, Mirror, Record, Snapshot
 
@@ -31,7 +31,8 @@ _NOT_A_PLACE = frozenset(["index", "startupPolicy", "fdgroup", "tls", "tlsHostna
 _DETAILS = ("config", "initiator", "snapshot")
 
 
-def _root(xml: str):
+def parsed(xml: str):
+    """The root element. Raises Unavailable (code bad_xml) for what libvirt never sends."""
     try:
         root = etree.fromstring(xml.encode(), etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=False))
     except etree.XMLSyntaxError as error:
@@ -48,18 +49,22 @@ def _pairs(element) -> Pairs:
 
 def parse_domain(xml: str, active: bool, state: str = "running", persistent: bool = True, config_xml: Optional[str] = None) -> Domain:
     """A guest from its XML: live (or inactive, when it is off), and the inactive XML of a running persistent guest."""
-    root = _root(xml)
+    root = parsed(xml)
     disks = tuple(map(_disk, root.iterfind("devices/disk")))
     if config_xml is not None:
-        config = tuple(map(_disk, _root(config_xml).iterfind("devices/disk")))
+        config = tuple(map(_disk, parsed(config_xml).iterfind("devices/disk")))
     else:
         config = disks if persistent and not active else ()
     return Domain(root.findtext("name"), root.findtext("uuid") or "", active, state, persistent, disks, config, tuple(_records(root)))
 
 
 def mentioned(xml: str) -> frozenset:
-    """Every absolute path that a guest's XML names anywhere: its disks, logs, firmware, sockets and shares."""
-    words = (word for element in _root(xml).iter() if isinstance(element.tag, str) for word in element.values() + [element.text or ""])
+    """Every absolute path that a guest's XML names anywhere: its disks, logs, firmware, sockets and shares.
+
+    But for its metadata, which libvirt does not read: a note there about a copy names its destination, whatever became of it.
+    """
+    parts = (part for part in parsed(xml) if part.tag != "metadata")
+    words = (word for part in parts for element in part.iter() if isinstance(element.tag, str) for word in element.values() + [element.text or ""])
     return frozenset(word.strip() for word in words if word.strip().startswith("/"))
 
 
@@ -184,12 +189,22 @@ def _records(root) -> Iterable[Record]:
         name = etree.QName(element)
         disk = element.get("disk")
         if disk and name.localname == "job" and name.namespace == RECORD_URI % disk:
-            yield Record(disk, element.get("type", ""), element.get("layers", ""), element.get("indexes", ""))
+            since = element.get("since", "")
+            yield Record(
+                disk,
+                element.get("type", ""),
+                element.get("layers", ""),
+                element.get("indexes", ""),
+                since=int(since) if since.isdecimal() else None,
+                source=element.get("source"),
+                creates=element.get("creates"),
+                merges=tuple(one.get("path", "") for one in element.iterfind("{*}merges")),
+            )
 
 
 def parse_snapshot(xml: str) -> Snapshot:
     """The name of a snapshot that libvirt keeps metadata of, its external overlays, and what was active below them then."""
-    root = _root(xml)
+    root = parsed(xml)
     files = _named_paths((disk.get("name"), disk) for disk in root.iterfind("disks/disk[@snapshot='external']"))
     disks = root.findall("domain/devices/disk")
     overlaid = {name for name, dummy in files}
@@ -203,9 +218,29 @@ def _named_paths(disks: Iterable[tuple]) -> Tuple[Tuple[str, str], ...]:
     return tuple(pair for pair in paths if pair[0] and pair[1])
 
 
+def parse_checkpoint(xml: str) -> Tuple[Tuple[str, str], ...]:
+    """The (disk, bitmap) pairs of a checkpoint."""
+    disks = parsed(xml).iterfind("disks/disk[@checkpoint='bitmap']")
+    return tuple((disk.get("name", ""), disk.get("bitmap", "")) for disk in disks)
+
+
+def parse_pool(xml: str) -> Tuple[str, Optional[str]]:
+    """(type, path) of a storage pool; the path is where its volumes are."""
+    root = parsed(xml)
+    return root.get("type", ""), root.findtext("target/path")
+
+
+def parse_named_volume(pool: str, name: str, xml: str) -> Volume:
+    """A storage volume as a possible destination."""
+    root = parsed(xml)
+    target = root.find("target/format")
+    kind, capacity = root.get("type", "file"), int(root.findtext("capacity") or 0)
+    return Volume(pool, name, root.findtext("target/path"), kind, True, None if target is None else target.get("type"), capacity)
+
+
 def parse_volume(key: Tuple[str, Optional[str]], xml: str) -> Probe:
     """What a storage volume's XML says of the image with that path and format (sizes in bytes)."""
-    root = _root(xml)
+    root = parsed(xml)
     path, asked = key
     target, backing = root.find("target/format"), root.find("backingStore")
     told = None if target is None else target.get("type")
@@ -232,66 +267,3 @@ def _volume_problem(asked: Optional[str], told: Optional[str]) -> Optional[str]:
     if told in SAFE_FORMATS or (asked == "raw" and told == "raw"):
         return None
     return "format_unknown" if asked is None and told is None else "remote"
-
-
-def record_xml(record: Record) -> str:
-    """The element for ``virDomainSetMetadata`` (its namespace is ``RECORD_URI % disk``)."""
-    element = etree.Element("job", disk=record.disk, type=record.job, layers=record.layers, indexes=record.indexes)
-    return etree.tostring(element).decode()
-
-
-def snapshot_xml(name: Optional[str], overlays: Iterable[Tuple[str, Layer]], others: Iterable[str]) -> str:
-    """``<domainsnapshot>`` with an external overlay for each (disk, layer) and ``snapshot='no'`` for the other disks.
-
-    Raises Refused (code overlay_type) for a layer that is neither a file nor a block device.
-    """
-    root = etree.Element("domainsnapshot")
-    if name:
-        etree.SubElement(root, "name").text = name
-    disks = etree.SubElement(root, "disks")
-    for target, layer in overlays:
-        if layer.type not in ("file", "block"):
-            raise Refused("overlay_type", "The overlay of disk %s must be a file or a block device, not %s." % (target, layer.type))
-        disk = etree.SubElement(disks, "disk", name=target, snapshot="external", type=layer.type)
-        etree.SubElement(disk, "driver", type=layer.format)
-        etree.SubElement(disk, "source", dict(layer.source))
-    for target in others:
-        etree.SubElement(disks, "disk", name=target, snapshot="no")
-    return etree.tostring(root).decode()
-
-
-def chain_xml(disk: Disk) -> str:
-    """A ``<disk>`` with the whole chain spelled out, the terminator included where the end is known."""
-    root = etree.Element("disk", device=disk.device)
-    _write_chain(root, disk.chain, "driver")
-    if disk.mirror is not None:
-        mirror = etree.SubElement(root, "mirror", job=disk.mirror.job)
-        if disk.mirror.ready:
-            mirror.set("ready", disk.mirror.ready)
-        _write_chain(mirror, disk.mirror.chain, "format")
-    target = etree.SubElement(root, "target", dev=disk.target)
-    if disk.bus:
-        target.set("bus", disk.bus)
-    for flag in ("readonly", "shareable", "transient"):
-        if getattr(disk, flag):
-            etree.SubElement(root, flag)
-    return etree.tostring(root).decode()
-
-
-def _write_chain(element, chain: Chain, format_element: str) -> None:
-    for depth, layer in enumerate(chain.layers):
-        element.set("type", layer.type)
-        if layer.format is not None:
-            etree.SubElement(element, format_element, type=layer.format)
-        format_element = "format"
-        source = etree.SubElement(element, "source", dict(layer.source))
-        if layer.index is not None:
-            (element if depth else source).set("index", str(layer.index))
-        for host in layer.hosts:
-            etree.SubElement(source, "host", dict(host))
-        if layer.address:
-            etree.SubElement(source, "address", dict(layer.address))
-        if depth < len(chain) - 1:
-            element = etree.SubElement(element, "backingStore")
-    if chain.layers and chain.ends:
-        etree.SubElement(element, "backingStore")

@@ -9,14 +9,18 @@ Nothing here decides what to do about it: only the pipeline turns an error into 
 
 from __future__ import annotations
 
+from typing import Optional
+
 
 class LiveStorageError(Exception):
     """Base of all. ``code`` is stable and documented; ``facts`` are returned with the failure.
 
     ``keep`` says that what was started is meant to stay (a job left running on purpose): it must not be undone.
+    ``stands`` is a sentence about how the guest stands, where libvirt itself does not know it.
     """
 
     keep = False
+    stands: Optional[str] = None
 
     def __init__(self, code: str, message: str, **facts):
         super().__init__(message)
@@ -50,6 +54,16 @@ class TimedOut(JobFailed):
     def __init__(self, code: str, message: str, keep: bool, **facts):
         super().__init__(code, message, **facts)
         self.keep = keep
+
+
+class PivotLost(JobFailed):
+    """Nobody answered during a pivot, and QEMU does not write to the image that libvirt names, or nobody knows: nothing may be undone."""
+
+    keep = True
+
+    def __init__(self, code: str, message: str, stands: str, **facts):
+        super().__init__(code, message, **facts)
+        self.stands = stands
 
 
 class VerifyFailed(LiveStorageError):

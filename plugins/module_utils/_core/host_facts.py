@@ -19,7 +19,8 @@ SECTOR = 512  # QEMU rounds the length of a raw image up to it
 class File:
     """What the host says of a path. ``size`` in bytes; ``kind`` is file, block, dir or other, ``parent`` that of its directory.
 
-    ``device`` and ``inode`` tell two files of one name apart; ``real`` is the path with its links resolved.
+    ``device`` and ``inode`` tell two files of one name apart; ``real`` is the path with its links resolved. ``free`` is what its file
+    system has left, in bytes, None where that is not known. ``claimed``: a block device that the host itself uses, as one that is mounted.
     """
 
     path: str
@@ -30,13 +31,16 @@ class File:
     inode: int = 0
     real: str = ""
     parent: Optional[str] = None
+    free: Optional[int] = None
+    claimed: bool = False
 
 
 @dataclass(frozen=True)
 class Image:
     """What an image's own header says (qemu-img). Sizes in bytes; ``backing`` and ``data`` as written, the paths resolved.
 
-    ``data`` is a qcow2 image's data file, ``data_raw`` whether that file alone is what the guest sees.
+    ``data`` is a qcow2 image's data file, ``data_raw`` whether that file alone is what the guest sees. ``bitmaps`` are the persistent
+    dirty bitmaps of a qcow2 image, as (name, granularity in bytes), ``snapshots`` the names of its internal snapshots.
     """
 
     path: str
@@ -49,6 +53,8 @@ class Image:
     data: Optional[str] = None
     data_path: Optional[str] = None
     data_raw: Optional[bool] = None
+    bitmaps: Tuple[Tuple[str, int], ...] = ()
+    snapshots: Tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,3 +136,31 @@ class QemuView:
     nodes: Tuple[Node, ...] = ()
     jobs: Tuple[Dict[str, Any], ...] = ()
     devices: Tuple[Tuple[str, str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A storage volume that was asked for. ``path`` is where it is or, in a pool of directories, would be; ``problem`` says why there is none.
+
+    ``kind`` is file, block or network, ``format`` and ``capacity`` (bytes) what libvirt says of one that ``exists``.
+    """
+
+    pool: str
+    name: str
+    path: Optional[str] = None
+    kind: str = "file"
+    exists: bool = False
+    format: Optional[str] = None
+    capacity: int = 0
+    problem: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class Versions:
+    """Of the libvirt daemon and the hypervisor, as (major, minor, micro); None where they were not asked for."""
+
+    libvirt: Optional[Tuple[int, int, int]] = None
+    qemu: Optional[Tuple[int, int, int]] = None
+
+
+NOT_ASKED = Versions()

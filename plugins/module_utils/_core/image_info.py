@@ -62,6 +62,8 @@ def parse_image(path: str, text: str) -> Image:
             data=data,
             data_path=resolve_backing(path, data),
             data_raw=bool(special.get("data-file-raw")) if data else None,
+            bitmaps=tuple((one["name"], int(one["granularity"])) for one in special.get("bitmaps", ())),
+            snapshots=tuple(str(one["name"]) for one in facts.get("snapshots", ())),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Unavailable("qemu_img", "qemu-img said something about %s that cannot be read: check its version." % path) from error

@@ -11,6 +11,8 @@ What libvirt calls CANCELED may have completed inside QEMU just before, so it to
 
 from __future__ import annotations
 
+from typing import Optional
+
 RUNNING, READY = "running", "ready"
 COMPLETED, FAILED, CANCELED, VANISHED, GUEST_GONE = "completed", "failed", "canceled", "vanished", "guest_gone"
 
@@ -51,3 +53,29 @@ def advance(state: str, word: str) -> str:
 def arrived(state: str, until: str) -> bool:
     """Is the wait over? ``until`` is READY or COMPLETED; every end is an arrival, too."""
     return state == until or state in ENDS
+
+
+class Convergence:
+    """Does a copy catch up with its guest? Judged by the bytes that remain (end - cur): QEMU adds to ``end`` what the guest writes anew.
+
+    Not while they fall: it stalls when they were not fewer than ever before for ``window`` seconds. A guest that writes faster than
+    the copy keeps them where they are. QEMU's mirror takes steps of up to 16 MiB, so that a limited one is given the time for two.
+    """
+
+    STEP = 16 * 1024 * 1024
+
+    def __init__(self, window: float):
+        self.window = window
+        self._least: Optional[int] = None
+        self._since = 0.0
+
+    def stalls(self, now: float, cur: int, end: int, bandwidth: int = 0) -> bool:
+        """``now`` in seconds of any clock that only goes forward; ``bandwidth`` in bytes per second, 0: no limit."""
+        remaining = max(0, end - cur)
+        if self._least is None or remaining < self._least:
+            self._least, self._since = remaining, now
+        return now - self._since >= max(self.window, 2.0 * self.STEP / bandwidth if bandwidth else 0.0)
+
+    def again(self, now: float) -> None:
+        """Give it another window."""
+        self._since = now

@@ -11,10 +11,10 @@ The law: an ``Observed`` is complete in itself. A planner reads nothing else, an
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Callable, Dict, Iterable, List, Mapping, Optional, Tuple
+from typing import Callable, Dict, Iterable, Mapping, Optional, Tuple
 
 from .chain import Chain, Layer, Pairs
-from .host_facts import File, Image, Probe, Process, QemuView, Sizes
+from .host_facts import NOT_ASKED, File, Image, Probe, Process, QemuView, Sizes, Versions, Volume
 
 PULL, COPY, COMMIT, ACTIVE_COMMIT, BACKUP = "pull", "copy", "commit", "active-commit", "backup"
 
@@ -59,6 +59,11 @@ class Disk:
     driver: Pairs = ()
     alias: Optional[str] = None
 
+    @property
+    def indexes(self) -> str:
+        """libvirt's identities of all layers, in one word."""
+        return ",".join(str(layer.index) for layer in self.chain.layers)
+
     def address(self, depth: int) -> Optional[str]:
         """libvirt's address of a layer, such as vda[2]; None where libvirt gave the layer no index."""
         index = self.chain[depth].index
@@ -67,16 +72,22 @@ class Disk:
 
 @dataclass(frozen=True)
 class Record:
-    """The note that a run leaves in the guest's live metadata before it starts a job (see ``domain_xml.record_xml``).
+    """The note that a run leaves in the guest's live metadata before it starts a job (see ``write_xml.record_xml``).
 
-    ``job`` is its type, ``layers`` the layers it was given (pull: the base; commit: top and base), ``indexes`` the
-    identities of all layers at that time: the note speaks of today's job only while they are the same.
+    ``job`` is its type, ``layers`` the layers it was given (pull: the base; commit: top and base; copy: the destination),
+    ``indexes`` the identities of all layers at that time: the note speaks of today's job only while they are the same.
+    What says no more about its meaning: ``since``, the second (Unix time) of the start, ``source``, the path of the layer that a
+    copy leaves, ``creates``, the file that did not exist before it, and ``merges``, the paths of the layers that a commit merges.
     """
 
     disk: str
     job: str
     layers: str
     indexes: str
+    since: Optional[int] = field(default=None, compare=False)
+    source: Optional[str] = field(default=None, compare=False)
+    creates: Optional[str] = field(default=None, compare=False)
+    merges: Tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -153,7 +164,11 @@ class Needs:
     ``paths_of`` names further paths once the guest is known. ``tolerant``: a guest whose jobs cannot be read is no failure.
     ``headers``: how many layers deep the chains of all guests seen are read from the images' own headers (0: not at all), and
     ``bare`` the (path, format) of images that belong to no guest. ``guests``: False where no guest is to be looked at at all.
-    ``shots``: the snapshots of every guest seen.
+    ``shots``: the snapshots of every guest seen. ``doubts``: QEMU is asked about guests of which libvirt may be wrong (``pivot.doubtful``).
+    ``volume`` is a (pool, volume) to look up, to be read as ``volume_format``. ``bitmaps``: of the guest's checkpoints. ``versions``: of
+    libvirt and QEMU. ``sample``: the seconds between two looks at running jobs, for their rate (0: none).
+    ``measure`` names, once the guest is known, (layers, format): what an image of that format needs for what they hold.
+    ``prepared`` says then whether the volume, or the first of ``bare``, is looked at for data of its own.
     """
 
     selection: Selection
@@ -172,6 +187,14 @@ class Needs:
     shots: bool = False
     qemu: bool = False
     processes: bool = False
+    doubts: bool = False
+    volume: Optional[Tuple[str, str]] = None
+    volume_format: Optional[str] = None
+    bitmaps: bool = False
+    versions: bool = False
+    sample: float = 0.0
+    measure: Optional[Callable[[Domain], Optional[Tuple[Tuple[Layer, ...], str]]]] = None
+    prepared: Optional[Callable[[Domain], bool]] = None
 
 
 @dataclass(frozen=True)
@@ -181,7 +204,9 @@ class Observed:
     ``uses`` is every layer of every guest; ``unread`` names the images whose headers hid a part of that; ``silent`` the guests
     whose jobs could not be read. ``probes`` is what was found of images, by path and format as they were asked for; ``sizes``
     is by guest, disk and index; ``shots`` (snapshots) and ``qemu`` are by the guest's uuid; ``troubles`` says what could not be read, ``moved``
-    which guests (uuid) changed during the look.
+    which guests (uuid) changed during the look. ``bitmaps`` are (disk, name) of the guest's checkpoints, ``volume`` is what was asked for.
+    ``rates`` are of the jobs that were looked at twice and still run, by (uuid, disk): the job at the second look, and its bytes per second between.
+    ``measured`` is in bytes, ``holds`` whether a prepared image has data of its own; None where it was not asked for or not found out.
     """
 
     domains: Tuple[Domain, ...]
@@ -199,11 +224,21 @@ class Observed:
     processes: Tuple[Process, ...] = ()
     troubles: Tuple[str, ...] = ()
     moved: Tuple[str, ...] = ()
+    bitmaps: Tuple[Tuple[str, str], ...] = ()
+    volume: Optional[Volume] = None
+    versions: Versions = NOT_ASKED
+    rates: Mapping[Tuple[str, str], Tuple[Job, Optional[float]]] = field(default_factory=dict)
+    measured: Optional[int] = None
+    holds: Optional[bool] = None
 
     @property
     def domain(self) -> Domain:
         """The guest, for a request about exactly one."""
         return self.domains[0]
+
+    def processes_of(self, domain: Domain) -> Tuple[Process, ...]:
+        """The QEMU processes with a guest's uuid, whatever libvirt knows of them."""
+        return tuple(process for process in self.processes if process.uuid == domain.uuid)
 
     @property
     def identity(self) -> tuple:
@@ -223,6 +258,16 @@ def _domain_identity(domain: Domain) -> tuple:
         for disk in domain.disks
     )
     return (domain.uuid, domain.active, domain.persistent, disks, tuple((disk.target, disk.chain) for disk in domain.config))
+
+
+def with_disk(domain: Domain, target: str, **changes) -> Domain:
+    """The guest with one disk changed, and the next start's definition as it was."""
+    return replace(domain, disks=tuple(replace(disk, **changes) if disk.target == target else disk for disk in domain.disks))
+
+
+def with_config(domain: Domain, target: str, chain: Chain) -> Domain:
+    """The guest with another chain on one disk of its next start."""
+    return replace(domain, config=tuple(replace(disk, chain=chain) if disk.target == target else disk for disk in domain.config))
 
 
 def with_chain(domain: Domain, target: str, chain: Chain) -> Domain:
@@ -250,31 +295,3 @@ def with_layers(domain: Domain, change: Callable[[Layer], Layer]) -> Domain:
         return replace(disk, chain=disk.chain.map(change), mirror=mirror)
 
     return replace(domain, disks=tuple(map(changed, domain.disks)), config=tuple(map(changed, domain.config)))
-
-
-def same_disks(one: Domain, two: Domain) -> bool:
-    """Are they the same but for what moves by itself, as a job's progress?"""
-
-    def shape(domain: Domain) -> tuple:
-        return (domain.active, [(disk.target, disk.chain, disk.mirror) for disk in domain.disks], [(disk.target, disk.chain) for disk in domain.config])
-
-    return shape(one) == shape(two)
-
-
-# The memory of guests in files, as for virtiofs: /var/lib/libvirt/qemu/ram, /dev/shm, hugetlbfs.
-NOT_DISKS = ("/qemu/ram/", "/dev/shm/", "hugepages")
-
-
-def processes_of(domains: Iterable[Domain], processes: Iterable[Process]) -> Dict[str, Tuple[Process, ...]]:
-    """The QEMU processes of each guest, by its uuid: those with that uuid or name, whatever libvirt knows of them."""
-    named: Dict[str, List[Process]] = {}
-    for process in processes:
-        for word in dict.fromkeys((process.uuid, process.name)):
-            named.setdefault(word, []).append(process)
-    return {domain.uuid: tuple(dict.fromkeys(named.get(domain.uuid, []) + named.get(domain.name, []))) for domain in domains} if named else {}
-
-
-def unmentioned(domain: Domain, process: Process) -> Tuple[str, ...]:
-    """The files that a guest's process may write to and that the guest's XML names nowhere."""
-    found = {path for path, writes in process.files if writes and path not in domain.mentioned}
-    return tuple(sorted(path for path in found if not any(part in path for part in NOT_DISKS)))

@@ -15,7 +15,11 @@ from typing import Any, Mapping, Optional, Tuple
 
 from .model import Domain
 
-SNAPSHOT, PULL, COMMIT, WAIT, PIVOT, DELETE, FORGET = "snapshot", "pull", "commit", "wait", "pivot", "delete", "forget"
+SNAPSHOT, PULL, COMMIT, COPY = "snapshot", "pull", "commit", "copy"
+WAIT, PIVOT, ABORT, SPEED = "wait", "pivot", "abort", "speed"
+CREATE, PREPARE, DISCARD, DELETE = "create", "prepare", "discard", "delete"
+DEFINE, PROTECT, FORGET = "define", "protect", "forget"
+QUIET = frozenset([FORGET])  # what changes nothing about the guest
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Plan:
 
     ``spoils``: layers whose content is harmed even if the chain's shape comes back. ``settles`` is False where the
     run does not wait for its job: then ``after`` is where the guest is going, and the look afterwards may still see the job.
+    ``failing`` is the (code, sentence) with which the run fails although its steps succeed, where they only keep a harm from growing;
+    ``stands`` then says how the guest stands, where libvirt does not know it.
     """
 
     before: Tuple[Domain, ...]
@@ -42,28 +48,51 @@ class Plan:
     spoils: Tuple[str, ...] = ()
     warnings: Tuple[str, ...] = ()
     settles: bool = True
+    about: Tuple[str, ...] = ()
+    failing: Optional[Tuple[str, str]] = None
+    stands: Optional[str] = None
 
     @property
     def changes(self) -> bool:
         """Does it change the guest? Taking away a note that a killed run left behind does not count."""
-        return any(step.action != FORGET for step in self.steps)
+        return any(step.action not in QUIET for step in self.steps)
 
     @property
     def touched(self) -> frozenset:
-        """The disks that the steps are about; without a step, every disk."""
+        """The disks that the steps are about; without a step those that the plan is ``about``, or else every disk."""
         named = [step.disk for step in self.steps if step.disk is not None]
         named += [target for step in self.steps for target, dummy in step.detail.get("overlays", ())]
-        return frozenset(named or [disk.target for domain in self.before for disk in domain.disks])
+        return frozenset(named or self.about or [disk.target for domain in self.before for disk in domain.disks])
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """How a job is waited for. ``timeout`` and ``poll_interval`` in seconds; ``on_timeout`` is leave or abort."""
+    """How a job is waited for. ``timeout`` and ``poll_interval`` in seconds; ``on_timeout`` is leave or abort.
+
+    ``phase``: whole; start (all is checked, and the job is started as without ``wait``); finish (no job is started, the one that runs
+    was begun by the phase start of this very run); or adopt (as finish, for a job that an earlier run began).
+    """
 
     wait: bool = True
     timeout: float = 86400
     poll_interval: float = 1.0
     on_timeout: str = "leave"
+    phase: str = "whole"
+
+    @property
+    def waits(self) -> bool:
+        return self.wait and self.phase != "start"
+
+    @property
+    def starts(self) -> bool:
+        return self.phase not in ("finish", "adopt")
+
+    @property
+    def owns(self) -> bool:
+        """Was the job that runs begun by an earlier phase of this very run?"""
+        return self.phase == "finish"
 
     def detail(self) -> dict:
-        return {"timeout": self.timeout, "poll_interval": self.poll_interval, "on_timeout": self.on_timeout}
+        """``rest``: the timeout is only what an earlier phase left of it."""
+        rest = {} if self.starts else {"rest": True}
+        return dict(rest, timeout=self.timeout, poll_interval=self.poll_interval, on_timeout=self.on_timeout)

@@ -2,12 +2,12 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Answers of QEMU's monitor as values. Only commands that read are ever asked."""
+"""Answers of QEMU's monitor as values."""
 
 from __future__ import annotations
 
 import json
-from typing import Any, List
+from typing import Any, List, Optional
 
 from .errors import Unavailable
 from .host_facts import Node, QemuView
@@ -24,6 +24,26 @@ def parse_view(nodes: str, jobs: str, devices: str) -> QemuView:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Unavailable("qmp", "QEMU's monitor gave an answer that cannot be read: check the version of QEMU.") from error
+
+
+def parse_job_name(jobs: str, disk: str) -> str:
+    """QEMU's name of the copy of a disk, from the answer to query-block-jobs: libvirt calls it copy-DISK-NODE. Raises Unavailable (code qmp)."""
+    try:
+        names = [one["device"] for one in _answer(jobs) if one["device"].startswith("copy-%s-" % disk)]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        names = []
+    if len(names) != 1:
+        raise Unavailable("qmp", "QEMU has no copy of disk %s that could be told from its other jobs: look at query-block-jobs." % disk)
+    return names[0]
+
+
+def parse_word(text: str) -> Optional[str]:
+    """What QEMU has against a command, or None where it did it."""
+    try:
+        answer = json.loads(text)
+        return None if "return" in answer else str(answer["error"]["desc"])
+    except (ValueError, KeyError, TypeError):
+        return "its answer cannot be read"
 
 
 def _answer(text: str) -> List[Any]:

@@ -9,11 +9,11 @@ The law: the same keys on success, in check mode and on failure; no XML.
 
 from __future__ import annotations
 
-from typing import Iterable, List, Optional, Sequence
+from typing import Callable, Iterable, List, Mapping, Optional, Sequence
 
 from .chain import Chain
 from .model import Disk, Domain, Job, Mirror
-from .plan import COMMIT, DELETE, PIVOT, PULL, SNAPSHOT, WAIT, Plan, Step
+from .plan import ABORT, COMMIT, COPY, CREATE, DEFINE, DELETE, DISCARD, PIVOT, PREPARE, PROTECT, PULL, SNAPSHOT, SPEED, WAIT, Plan, Step
 
 
 def domains_result(domains: Iterable[Domain]) -> List[dict]:
@@ -86,21 +86,31 @@ def steps_result(plan: Plan, done: Sequence[Step]) -> List[dict]:
     ]
 
 
+def _snapshot(disk: Optional[str], detail: Mapping) -> str:
+    return "put an overlay on %s" % ", ".join("%s: %s" % (target, layer) for target, layer in detail["overlays"])
+
+
+_SENTENCES: Mapping[str, Callable[[Optional[str], Mapping], str]] = {
+    SNAPSHOT: _snapshot,
+    PULL: lambda disk, detail: "pull %s down to %s" % (disk, detail["base"] or "nothing (flatten)"),
+    COMMIT: lambda disk, detail: "merge %s into %s" % (detail["top"] or disk, detail["base"]),
+    COPY: lambda disk, detail: "copy %s to %s (%s)" % ("the active layer of %s" % disk if detail["shallow"] else disk, detail["to"], detail["to"].format),
+    WAIT: lambda disk, detail: "wait until the %s job is %s" % (detail["job"], detail["until"]),
+    PIVOT: lambda disk, detail: "pivot %s to %s" % (disk, detail["to"]),
+    ABORT: lambda disk, detail: "end the %s job on %s" % (detail["job"], disk),
+    SPEED: lambda disk, detail: "limit the %s job on %s to %d bytes per second (0: no limit)" % (detail["job"], disk, detail["bandwidth"]),
+    CREATE: lambda disk, detail: "create the volume %s in the pool %s" % (detail["volume"], detail["pool"]),
+    PREPARE: lambda disk, detail: "create %s on %s with what the layers between hold" % (detail["path"], detail["below"]),
+    DISCARD: lambda disk, detail: "remove %s, which an earlier run left" % detail["path"],
+    DELETE: lambda disk, detail: "remove %s" % detail["path"],
+    DEFINE: lambda disk, detail: "let the definition of the next start have the chain of %s" % disk,
+    PROTECT: lambda disk, detail: "let the next start have %s on %s" % (detail["to"], disk),
+}
+
+
 def _sentence(step: Step) -> str:
-    detail = step.detail
-    if step.action == SNAPSHOT:
-        return "put an overlay on %s" % ", ".join("%s: %s" % (target, layer) for target, layer in detail["overlays"])
-    if step.action == PULL:
-        return "pull %s down to %s" % (step.disk, detail["base"] or "nothing (flatten)")
-    if step.action == COMMIT:
-        return "merge %s into %s" % (detail["top"] or step.disk, detail["base"])
-    if step.action == WAIT:
-        return "wait until the %s job is %s" % (detail["job"], detail["until"])
-    if step.action == PIVOT:
-        return "pivot %s" % step.disk
-    if step.action == DELETE:
-        return "remove %s" % detail["path"]
-    return "take away the note of an earlier run about %s" % step.disk
+    words = _SENTENCES.get(step.action)
+    return words(step.disk, step.detail) if words is not None else "take away the note about the job on %s" % step.disk
 
 
 def diff_text(domains: Iterable[Domain]) -> str:
@@ -110,6 +120,7 @@ def diff_text(domains: Iterable[Domain]) -> str:
         for disk in domain.disks:
             lines.append("guest %s, disk %s" % (domain.name, disk.target))
             lines.extend(chain_lines(disk.chain))
+            lines.extend(mirror_lines(disk.mirror))
     return "".join(line + "\n" for line in lines)
 
 
@@ -119,6 +130,13 @@ def chain_lines(chain: Chain) -> List[str]:
     if not lines:
         return ["  empty"]
     return lines + ["  the chain ends here" if chain.ends else "  what follows is not known"]
+
+
+def mirror_lines(mirror: Optional[Mirror]) -> List[str]:
+    """Where a mirror goes, whether or not it is ready, which changes by itself."""
+    if mirror is None or mirror.chain.active is None:
+        return []
+    return ["  mirrored (%s) to %s (%s)" % (mirror.job, mirror.chain.active, mirror.chain.active.format or "format unknown")]
 
 
 def chain_text(chain: Chain) -> str:

@@ -14,14 +14,15 @@ from typing import List
 
 from .chain import same_shape
 from .model import Disk, Domain, Observed
-from .plan import Plan, Step
+from .plan import ABORT, Plan, Step
 from .render import chain_text
 
 
-def mismatches(plan: Plan, seen: tuple) -> List[str]:
+def mismatches(plan: Plan, seen: tuple, with_config: bool = True) -> List[str]:
     """One sentence for each contradiction between ``plan.after`` and the guests as they are now; empty when all is well.
 
     Of a guest only the disks that the plan's steps are about are compared: other runs may work on its other disks.
+    ``with_config``: the definitions of the next start as well.
     """
     found = []
     touched = plan.touched
@@ -35,7 +36,27 @@ def mismatches(plan: Plan, seen: tuple) -> List[str]:
             found.append("guest %s is %s" % (expected.name, actual.state))
         else:
             found.extend(_domain(expected, actual, before.get(expected.uuid), plan.settles, touched))
+            found.extend(_still_running(plan, expected, actual))
+            if with_config:
+                found.extend(_configs(expected, actual, plan.settles, touched))
     return found
+
+
+def definitions(plan: Plan, seen: tuple) -> List[str]:
+    """One sentence for each definition of a next start that is not as ``plan.after`` has it."""
+    now = {domain.uuid: domain for domain in seen}
+    pairs = [(expected, now.get(expected.uuid)) for expected in plan.after]
+    return [wrong for expected, actual in pairs if actual is not None for wrong in _configs(expected, actual, True, plan.touched)]
+
+
+def _still_running(plan: Plan, expected: Domain, actual: Domain) -> List[str]:
+    """The jobs that were to be ended and run on; some calls of libvirt return before a job is over."""
+    ended = [(step, expected.disk(step.disk or ""), actual.disk(step.disk or "")) for step in plan.steps if step.action == ABORT and plan.settles]
+    return [
+        "the %s job on disk %s of guest %s still runs" % (real.job.type, real.target, actual.name)
+        for step, disk, real in ended
+        if disk is not None and disk.job is None and real is not None and real.job is not None and real.job.type == step.detail["job"]
+    ]
 
 
 def _domain(expected: Domain, actual: Domain, before, settles: bool, touched) -> List[str]:
@@ -48,8 +69,15 @@ def _domain(expected: Domain, actual: Domain, before, settles: bool, touched) ->
             found.append("disk %s of guest %s is not there any more" % (disk.target, expected.name))
         elif not settles and real.job is not None and before is not None and _as_before(before.disk(disk.target), real):
             continue  # not waited for: still on its way
+        elif not settles and real.job is None and before is not None and _as_before(before.disk(disk.target), real) and not _as_before(disk, real):
+            found.append("the job on disk %s of guest %s ended at once without its work, see the log of the guest" % (disk.target, expected.name))
         else:
             found.extend(_disk(expected, disk, real))
+    return found
+
+
+def _configs(expected: Domain, actual: Domain, settles: bool, touched) -> List[str]:
+    found = []
     for disk in expected.config:
         live = actual.disk(disk.target)
         if disk.target in touched and (settles or live is None or live.job is None):
@@ -74,6 +102,10 @@ def _disk(domain: Domain, disk: Disk, real: Disk) -> List[str]:
             "a mirror (%s) is left without a job on disk %s of guest %s, find out which image QEMU writes to before the guest is restarted"
             % (real.mirror.job, disk.target, domain.name)
         )
+    elif disk.mirror is not None and (real.mirror is None or real.mirror.chain.places[:1] != disk.mirror.chain.places[:1]):
+        found.append("disk %s of guest %s has no mirror to %s, where one was expected" % (disk.target, domain.name, disk.mirror.chain.active))
+    elif disk.mirror is not None and disk.mirror.ready == "yes" and real.mirror is not None and real.mirror.ready != "yes":
+        found.append("the mirror of disk %s of guest %s is not ready" % (disk.target, domain.name))
     return found
 
 
@@ -96,9 +128,19 @@ def covers(written, wanted) -> bool:
     return written.places == wanted.places[: len(written)] and len(written) > 0
 
 
+def same_disks(one: Domain, two: Domain) -> bool:
+    """Are they the same but for what moves by itself, as a job's progress?"""
+
+    def shape(domain: Domain) -> tuple:
+        return (domain.active, [(disk.target, disk.chain, disk.mirror) for disk in domain.disks], [(disk.target, disk.chain) for disk in domain.config])
+
+    return shape(one) == shape(two)
+
+
 def same_as_before(plan: Plan, now: tuple) -> List[str]:
     """What differs, in sentences, between the guests before ``plan`` and after its undo; empty: as it was before."""
-    found = mismatches(replace(plan, after=plan.before, settles=True), now)
+    alone = tuple(replace(domain, disks=tuple(replace(disk, mirror=None) for disk in domain.disks)) for domain in plan.before)
+    found = mismatches(replace(plan, after=alone, settles=True), now)  # a copy that ran before and is over has changed nothing
     jobs = {(domain.uuid, disk.target): disk.job for domain in plan.before for disk in domain.disks}
     for domain in now:
         for disk in domain.disks:

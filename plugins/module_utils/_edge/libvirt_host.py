@@ -12,19 +12,30 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import json
 import os
 import re
 import time
 from dataclasses import replace
-from typing import Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 from urllib.parse import urlsplit
 
 from .._core.chain import Layer
-from .._core.domain_xml import RECORD_PREFIX, RECORD_URI, mentioned, parse_domain, parse_snapshot, record_xml
-from .._core.errors import Busy, CallFailed, Unavailable
-from .._core.host_facts import QemuView, Sizes
+from .._core.domain_xml import (
+    RECORD_PREFIX,
+    RECORD_URI,
+    mentioned,
+    parse_checkpoint,
+    parse_domain,
+    parse_named_volume,
+    parse_pool,
+    parse_snapshot,
+)
+from .._core.errors import Busy, CallFailed, Moved, Unavailable
+from .._core.host_facts import QemuView, Sizes, Versions, Volume
 from .._core.model import ACTIVE_COMMIT, BACKUP, COMMIT, COPY, PULL, Domain, Job, Record, Selection, Snapshot, with_layers
-from .._core.qmp import parse_view
+from .._core.qmp import parse_job_name, parse_view, parse_word
+from .._core.write_xml import as_running, on_image, record_xml
 from .libvirt_events import Events, start_loop
 from .patience import GivenUp, Patience, RealPaths
 
@@ -53,6 +64,8 @@ def surely_local(uri: str) -> bool:
     return ":" in uri and is_local(uri)
 
 
+QUESTIONS = ("query-named-block-nodes", "query-block-jobs", "query-block")
+DIRECTORY_POOLS = ("dir", "fs", "netfs")
 CALL_SECONDS = 60  # more than the 30 that libvirt itself waits for the lock on a guest
 
 
@@ -152,7 +165,7 @@ class Connection:
         busy = number == libvirt.VIR_ERR_BLOCK_COPY_ACTIVE or "already in active block job" in str(error)
         if number in _denied():
             return Unavailable("permission", "libvirt at %s does not let this user %s (%s)." % (self.uri, doing, error), **facts)
-        if not self.alive:
+        if not self.alive or error.get_error_domain() == libvirt.VIR_FROM_RPC:  # isAlive() may not know it yet (9.0)
             return Unavailable("connection_lost", "The connection to libvirt at %s broke; could not %s (%s)." % (self.uri, doing, error), **facts)
         if busy:
             return Busy("foreign_job", "libvirt could not %s, because a block job is active (%s)." % (doing, error), **facts)
@@ -268,14 +281,49 @@ class Connection:
 
     def qemu_view(self, handle) -> QemuView:
         """QEMU's own view of its storage, by reading commands of its monitor. libvirt marks the guest as tainted by them."""
+        return parse_view(*(self._asked(handle, command) for command in QUESTIONS))
+
+    def _asked(self, handle, question: str) -> str:
+        return self._monitor(handle, json.dumps({"execute": question}))
+
+    def _monitor(self, handle, command: str) -> str:
         if libvirt_qemu is None:
             raise Unavailable("missing_library", "The binding libvirt_qemu, a part of python3-libvirt, is not there: QEMU cannot be asked.")
-        answers = []
         with self.calling("ask QEMU about the storage of guest %s" % handle.name()):
-            for command in ("query-named-block-nodes", "query-block-jobs", "query-block"):
-                text = self._bounded(libvirt_qemu.qemuMonitorCommand, handle, '{"execute": "%s"}' % command, 0)
-                answers.append(text)
-        return parse_view(*answers)
+            return self._bounded(libvirt_qemu.qemuMonitorCommand, handle, command, 0)
+
+    def bitmaps(self, handle) -> Iterable[Tuple[str, str]]:
+        """The (disk, bitmap) pairs of a guest's checkpoints; none where libvirt (before 5.6) has no checkpoints."""
+        with self.calling("list the checkpoints of guest %s" % handle.name()):
+            try:
+                found = handle.listAllCheckpoints(0)
+                return [pair for one in found for pair in parse_checkpoint(one.getXMLDesc(libvirt.VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN))]
+            except libvirt.libvirtError as error:
+                if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
+                    return []
+                raise
+
+    def versions(self) -> Versions:
+        """Of the daemon and of the hypervisor that is installed (a guest may still run an older one)."""
+        with self.calling("read the versions"):
+            daemon, hypervisor = self._libvirt.getLibVersion(), self._libvirt.getVersion()
+        return Versions(*((number // 1000000, number // 1000 % 1000, number % 1000) for number in (daemon, hypervisor)))
+
+    def volume(self, pool: str, name: str) -> Volume:
+        """A storage volume, or where it would be in a pool of directories. What is wrong is told in ``problem``."""
+        try:
+            found = self._bounded(self._libvirt.storagePoolLookupByName, pool)
+            kind, folder = parse_pool(self._bounded(found.XMLDesc, 0))
+            if not self._bounded(found.isActive):
+                return Volume(pool, name, problem="the pool is not active, start it first")
+        except libvirt.libvirtError as error:
+            return Volume(pool, name, problem=str(error).rstrip("."))
+        try:
+            return parse_named_volume(pool, name, self._bounded(lambda: found.storageVolLookupByName(name).XMLDesc(0)))
+        except libvirt.libvirtError as error:
+            if folder is None or kind not in DIRECTORY_POOLS:
+                return Volume(pool, name, problem="%s, and a pool of type %s has no files that a copy could create" % (str(error).rstrip("."), kind))
+            return Volume(pool, name, os.path.join(folder, name))
 
     # Calls
 
@@ -309,9 +357,69 @@ class Connection:
         with self.calling("start the commit on disk %s of guest %s" % (target, handle.name())):
             self._bounded(handle.blockCommit, target, base, top, bandwidth, flags)
 
-    def abort(self, handle, target: str) -> None:
-        """End a job and wait for its end. A job that is gone already (error 8) is no error here."""
-        self._end(handle, target, 0, "end the job")
+    def copy(self, handle, target: str, xml: str, params: Dict[str, int], flags: Iterable[str]) -> None:
+        """Start a copy. ``params`` as libvirt names them (bytes per second, bytes); ``flags``: the ends of VIR_DOMAIN_BLOCK_COPY_*."""
+        names = ["VIR_DOMAIN_BLOCK_COPY_" + flag for flag in flags]
+        missing = [name for name in names if not hasattr(libvirt, name)]
+        if missing:
+            raise CallFailed("too_old", "The Python binding of libvirt here does not know %s: update it, or leave the option out." % ", ".join(missing))
+        bits = functools.reduce(lambda found, name: found | getattr(libvirt, name), names, 0)
+        with self.calling("start the copy of disk %s of guest %s" % (target, handle.name())):
+            self._bounded(handle.blockCopy, target, xml, params, bits)
+
+    def set_speed(self, handle, target: str, bandwidth: int) -> None:
+        """Limit a job to so many bytes per second, 0: no limit. The BYTES bit is 1 << 0 here."""
+        with self.calling("limit the job on disk %s of guest %s" % (target, handle.name())):
+            self._bounded(handle.blockJobSetSpeed, target, bandwidth, libvirt.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES)
+
+    def abort_backup(self, handle) -> None:
+        """End the backup of a guest, over all its disks: libvirt ends no single one."""
+        with self.calling("end the backup of guest %s" % handle.name()):
+            self._bounded(handle.abortJob)
+
+    def write_through(self, handle, target: str) -> None:
+        """Let QEMU (8.2) complete each write of the guest on both sides of a copy. Raises CallFailed; libvirt has no call for it."""
+        name = parse_job_name(self._asked(handle, "query-block-jobs"), target)
+        change = {"execute": "block-job-change", "arguments": {"id": name, "type": "mirror", "copy-mode": "write-blocking"}}
+        problem = parse_word(self._monitor(handle, json.dumps(change)))
+        if problem is not None:
+            raise CallFailed("qemu_error", "QEMU refused to change the copy of disk %s of guest %s: %s." % (target, handle.name(), problem))
+
+    def define_as_running(self, handle, target: str) -> None:
+        """Give a disk in the definition of the next start the chain that it has now."""
+        live = self._xml(handle, libvirt.VIR_DOMAIN_XML_SECURE)
+        self._define(handle, target, lambda config: as_running(config, live, target))
+
+    def define_image(self, handle, target: str, layer: Layer) -> None:
+        """Give a disk in the definition of the next start that active layer."""
+        self._define(handle, target, lambda config: on_image(config, target, layer))
+
+    def _define(self, handle, target: str, change: Callable[[str], Optional[str]]) -> None:
+        with self.calling("look at the definition of guest %s" % handle.name()):
+            persistent = self._bounded(handle.isPersistent)
+        if not persistent:  # to define it would make it persistent
+            raise Moved("transient", "The guest %s is transient, it has no definition." % handle.name())
+        xml = change(self._xml(handle, libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE))
+        if xml is not None:
+            with self.calling("change disk %s in the definition of guest %s" % (target, handle.name())):
+                self._bounded(self._libvirt.defineXML, xml)
+
+    def _xml(self, handle, flags: int) -> str:
+        with self.calling("read the definition of guest %s" % handle.name()):
+            return self._bounded(handle.XMLDesc, flags)
+
+    def create_volume(self, pool: str, xml: str) -> None:
+        with self.calling("create the volume in the pool %s" % pool):
+            self._bounded(lambda: self._libvirt.storagePoolLookupByName(pool).createXML(xml, 0))
+
+    def refresh_pool(self, pool: str) -> None:
+        """Let libvirt look at the volumes of a pool again."""
+        with self.calling("refresh the pool %s" % pool):
+            self._bounded(lambda: self._libvirt.storagePoolLookupByName(pool).refresh(0))
+
+    def abort(self, handle, target: str, later: bool = False) -> None:
+        """End a job and wait for its end, unless ``later``. A job that is gone already (error 8) is no error here."""
+        self._end(handle, target, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC if later else 0, "end the job")
 
     def pivot(self, handle, target: str) -> None:
         self._end(handle, target, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT, "pivot")
@@ -321,7 +429,8 @@ class Connection:
             try:
                 self._bounded(handle.blockJobAbort, target, flags)
             except libvirt.libvirtError as error:
-                if flags or error.get_error_code() != libvirt.VIR_ERR_INVALID_ARG:
+                pivots = flags & libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT
+                if pivots or error.get_error_code() != libvirt.VIR_ERR_INVALID_ARG:
                     raise
 
     def write_record(self, handle, record: Record) -> None:

@@ -98,12 +98,12 @@ def _probe_some(keys: List[Tuple[Key, float]], named: Collection[str], guessed: 
             if descriptor is not None and probe.problem is None and probe.format != "raw":
                 waiting.append((key, probe, descriptor, seconds))
         if waiting:
-            _require_tool(waiting[0][0][0])
+            require_tool(waiting[0][0][0])
             probes.update(asyncio.run(_read_all(waiting, deadline)))
     return probes
 
 
-def _require_tool(path: str) -> None:
+def require_tool(path: str) -> None:
     if shutil.which("qemu-img") is None:
         raise Unavailable("qemu_img", "qemu-img is needed to read the header of %s and is not installed here: install %s." % (path, PACKAGES))
 
@@ -185,9 +185,9 @@ async def _read(turn: asyncio.Semaphore, deadline: Optional[float], probe: Probe
         if deadline is not None and start >= deadline:
             return replace(probe, problem="timeout", detail="the time for the images of other guests is over")
         # Files, not pipes: what never ends, as on dead storage, must not hold the event loop's ends open.
-        with _memory() as output, _memory() as errors:
+        with memory() as output, memory() as errors:
             code = await _ended(info_command(descriptor, probe.format or "raw"), descriptor, output, errors, max(0.1, seconds))
-            told, wrong = _written(output), _written(errors)
+            told, wrong = written(output), written(errors)
     if code is None:
         return replace(probe, problem="timeout", detail=_TOO_LATE)
     probe = replace(probe, seconds=time.monotonic() - start)
@@ -220,12 +220,12 @@ async def _ended(command: List[str], descriptor: int, output: IO, errors: IO, se
         return None
 
 
-def _memory() -> IO:
+def memory() -> IO:
     """A file that needs no disk: one that is full must not keep us from looking."""
     return os.fdopen(os.memfd_create("qemu-img", os.MFD_CLOEXEC), "w+b")
 
 
-def _written(file: IO) -> str:
+def written(file: IO) -> str:
     file.seek(0)
     return file.read().decode(errors="replace")
 

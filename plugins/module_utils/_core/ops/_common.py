@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from typing import Iterable, List, Optional, Tuple
 
-from ..chain import normal_path
+from ..chain import Layer, normal_path
 from ..errors import Busy, Refused
 from ..model import ACTIVE_COMMIT, Disk, Domain, Observed, Record, Selection
-from ..plan import FORGET, Step, Waiting
+from ..pivot import agrees, cut_off, stray
+from ..plan import FORGET, Plan, Step, Waiting
 
 _ADDRESS = re.compile(r"^(?P<disk>[^\[\]/]+)\[(?P<index>\d+)\]$")
 
@@ -26,7 +27,7 @@ def waiting(params: dict) -> Waiting:
     for option in ("wait_timeout", "poll_interval"):
         if not params[option] > 0:
             raise Refused("bad_wait", "The option %s is %s: give a number of seconds above 0." % (option, params[option]))
-    return Waiting(params["wait"], params["wait_timeout"], params["poll_interval"], params["on_timeout"])
+    return Waiting(params["wait"], params["wait_timeout"], params["poll_interval"], params["on_timeout"], params["phase"])
 
 
 def the_guest(selection: Selection, seen: Observed) -> Domain:
@@ -40,6 +41,13 @@ def the_guest(selection: Selection, seen: Observed) -> Domain:
 def running_guest(selection: Selection, seen: Observed) -> Domain:
     """The one guest, which has to be active. Raises Refused (codes no_guest, not_running)."""
     domain = the_guest(selection, seen)
+    processes = seen.processes_of(domain)
+    if not domain.active and processes:
+        raise Refused(
+            "orphaned_guest",
+            "Guest %s is off for libvirt, but its QEMU process %d runs: find out with disk_chain_info (validate) which images it writes to, and define "
+            "the guest with them before that process is ended and the guest is started." % (domain.name, processes[0].pid),
+        )
     if not domain.active:
         raise Refused("not_running", "Guest %s is not running (%s): start it first, live block work needs it." % (domain.name, domain.state))
     return domain
@@ -64,6 +72,39 @@ def the_disk(domain: Domain, wanted: str) -> Disk:
         raise Refused("ambiguous_disk", "Guest %s uses %s for the disks %s: name one of these." % (domain.name, wanted, targets))
     targets = ", ".join(disk.target for disk in domain.disks) or "none"
     raise Refused("no_disk", "Guest %s has no disk %s: its disks are %s." % (domain.name, wanted, targets))
+
+
+def workable(selection: Selection, disk: str, seen: Observed, work: str) -> Tuple[Domain, Disk]:
+    """The running guest and its disk, which live block work is possible on. Raises Refused, naming the reason."""
+    domain = running_guest(selection, seen)
+    found = writable_disk(domain, the_disk(domain, disk), work)
+    agreed(domain, found, seen)
+    return domain, found
+
+
+def agreed(domain: Domain, disk: Disk, seen: Observed) -> None:
+    """Refuses a disk of which QEMU writes to another image than libvirt has (code stale_pivot), or may do so (code unknown)."""
+    view = seen.qemu.get(domain.uuid)
+    file = stray(disk, view)
+    if file is None and disk.mirror is not None and disk.job is None and agrees(disk, view):
+        raise Busy(
+            "foreign_job",
+            "On disk %s of guest %s libvirt keeps a mirror (%s) without a job, and takes no other; QEMU writes to %s, as libvirt says: shut the guest down and "
+            "start it again, then run the task again." % (disk.target, domain.name, disk.mirror.job, disk.chain.active),
+        )
+    if file is not None:
+        raise Refused(
+            "stale_pivot",
+            "QEMU writes the data of disk %s of guest %s to %s, while libvirt has %s (a pivot that was cut off): do nothing else to this disk, run block_copy "
+            "with %s as its destination to make the next start safe, and follow what it says."
+            % (disk.target, domain.name, file, disk.chain.active, file),
+        )
+    if view is None and domain.record(disk.target) is not None and cut_off(domain, disk):
+        raise Refused(
+            "unknown",
+            "An earlier copy or commit of disk %s of guest %s is gone unseen, and QEMU cannot be asked which image it writes to (%s): ask it first."
+            % (disk.target, domain.name, "; ".join(seen.troubles) or "no answer"),
+        )
 
 
 def writable_disk(domain: Domain, disk: Disk, work: str) -> Disk:
@@ -145,10 +186,45 @@ def no_job(domain: Domain, disk: Disk) -> None:
     )
 
 
+def may_start(waiting: Waiting, domain: Domain, disk: Disk, job: str) -> None:
+    """Refuses to start a job in a run that is only to finish one (code no_job)."""
+    if not waiting.starts:
+        raise Refused(
+            "no_job",
+            "No %s job runs on disk %s of guest %s that could be finished, and the chain is %s: it failed or was ended meanwhile, run the whole task again."
+            % (job, disk.target, domain.name, addresses(disk)),
+        )
+
+
+def unfinished(waiting: Waiting, domain: Domain, disk: Disk, job: str) -> Optional[Record]:
+    """The note of the job that a run is only to finish, where no job is there any more."""
+    record = domain.record(disk.target)
+    left = disk.job is None and disk.mirror is None and not waiting.starts
+    return record if left and record is not None and record.job == job else None
+
+
+def ended(domain: Domain, disk: Disk, record: Record, steps: Tuple[Step, ...] = ()) -> Plan:
+    """The job that this run was to finish is gone, and the chain is what it was: nothing is left to be done but ``steps``, and the run fails."""
+    message = "The %s job on disk %s of guest %s ended without its work, as with full or broken storage or by somebody else: see the log of the guest."
+    failing = ("job_failed", message % (record.job, disk.target, domain.name))
+    return Plan((domain,), (domain,), steps + (Step(FORGET, disk.target),), failing=failing)
+
+
+def abort_detail(disk: Disk, job: str, later: bool) -> dict:
+    """What an ABORT step needs. ``unseen``: only QEMU could tell if the job pivots nevertheless; an open file tells it of a copy to a path."""
+    mirror = disk.mirror.chain.active if disk.mirror is not None else None
+    return {"job": job, "later": later, "unseen": mirror is not None and (job == ACTIVE_COMMIT or mirror.path is None)}
+
+
+def pivot_detail(to: Layer, waiting: Waiting) -> dict:
+    """What a PIVOT step needs: the layer that becomes the active one, and the wait options."""
+    return dict(waiting.detail(), to=to)
+
+
 def record_for(disk: Disk, job: str, *depths: int) -> Record:
     """The note that a job of this meaning leaves while it runs; ``depths`` are the layers it is given."""
     layers = " ".join(str(disk.chain[depth]) for depth in depths)
-    return Record(disk.target, job, layers, ",".join(str(layer.index) for layer in disk.chain.layers))
+    return Record(disk.target, job, layers, disk.indexes)
 
 
 def own_job(domain: Domain, disk: Disk, record: Record) -> bool:

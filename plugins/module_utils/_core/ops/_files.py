@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 from typing import Iterable, Tuple
 
-from ..chain import normal_path
+from ..chain import Layer, file_layer, normal_path
 from ..errors import Refused
 from ..model import Disk, Domain, Observed
 from ..plan import DELETE, Step
@@ -32,13 +32,18 @@ def places_of(path: str, seen: Observed) -> set:
 
 def unused(domain: Domain, disk: Disk, path: str, seen: Observed) -> None:
     """Refuses a destination that is a layer of any guest's disk (code in_use)."""
-    places = places_of(path, seen)
+    layer_unused(domain, disk, file_layer(path, None), seen)
+
+
+def layer_unused(domain: Domain, disk: Disk, layer: Layer, seen: Observed) -> None:
+    """Refuses a destination, of any type, that is a layer of any guest's disk (code in_use)."""
+    places = {layer.place} | (places_of(layer.path, seen) if layer.path else set())
     for use in seen.uses:
         if use.place in places:
             raise Refused(
                 "in_use",
                 "The destination %s for disk %s of guest %s is a layer of disk %s of guest %s: choose another path."
-                % (path, disk.target, domain.name, use.disk, use.guest),
+                % (layer, disk.target, domain.name, use.disk, use.guest),
             )
 
 
@@ -89,11 +94,11 @@ def deletions(domain: Domain, disk: Disk, paths: Iterable[str], after: Domain, s
                 "The option %s names %s, which disk %s of guest %s still needs, now or at its next start: leave it out."
                 % (option, path, disk.target, domain.name),
             )
-        _unused_elsewhere(domain, disk, path, seen, what)
-        file = seen.files[path]
-        if not file.exists:
+        _unused_elsewhere(after, disk, path, seen, what)
+        file = seen.files.get(path)
+        if file is not None and not file.exists:
             continue
-        if file.kind != "file":
+        if file is None or file.kind != "file":  # None: it is no path at all
             raise Refused("not_a_file", "%s, which is not a regular file: only files are removed, leave it out." % what)
         if seen.unread:
             raise Refused(
@@ -106,9 +111,12 @@ def deletions(domain: Domain, disk: Disk, paths: Iterable[str], after: Domain, s
 
 
 def _unused_elsewhere(domain: Domain, disk: Disk, path: str, seen: Observed, what: str) -> None:
-    """Refuses a path that another disk uses, or this one at a next start that begins with another image than today's."""
-    config = domain.config_disk(disk.target)
-    same_start = config is None or config.chain.places[:1] == disk.chain.places[:1]
+    """Refuses a path that another disk uses, or this one at a next start that will begin with another image than the one in use then.
+
+    ``domain``: the guest as it will be.
+    """
+    now, config = domain.disk(disk.target), domain.config_disk(disk.target)
+    same_start = now is None or config is None or config.chain.places[:1] == now.chain.places[:1]
     places = places_of(path, seen)
     for use in seen.uses:
         own = (use.uuid, use.disk) == (domain.uuid, disk.target)

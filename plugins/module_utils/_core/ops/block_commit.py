@@ -6,18 +6,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional, Tuple
 
-from ..chain import commit
+from ..chain import Layer, commit, normal_path
 from ..errors import Refused
 from ..jobs import COMPLETED, READY
-from ..model import ACTIVE_COMMIT, COMMIT, Disk, Domain, Needs, Observed, Selection, with_chain
+from ..model import ACTIVE_COMMIT, COMMIT, Disk, Domain, Needs, Observed, Record, Selection, with_chain
 from ..plan import COMMIT as COMMIT_STEP
-from ..plan import PIVOT, WAIT, Plan, Step, Waiting
+from ..plan import FORGET, PIVOT, WAIT, Plan, Step, Waiting
 from ..sizes import parse_bandwidth
 from . import _common as common
 from . import _files as files
+from . import _lost as lost
 
 CHANGES = True
 
@@ -35,10 +36,12 @@ class Request:
 
     @property
     def needs(self) -> Needs:
-        return Needs(self.selection, paths_of=self._layers, uses=True, snapshots=True)
+        return Needs(self.selection, paths_of=self._layers, uses=True, snapshots=True, doubts=True)
 
     def _layers(self, domain: Domain) -> Tuple[str, ...]:
-        return tuple(path for disk in common.disks_named(domain, self.disk) for path in files.paths_of_layers(domain, disk))
+        disks = common.disks_named(domain, self.disk)
+        merged = [path for record in (domain.record(disk.target) for disk in disks) if record is not None for path in record.merges]
+        return tuple(dict.fromkeys(merged + [path for disk in disks for path in files.paths_of_layers(domain, disk)]))
 
 
 def request(params: dict) -> Request:
@@ -60,11 +63,18 @@ def request(params: dict) -> Request:
 
 def plan(wanted: Request, seen: Observed) -> Plan:
     """The steps of the commit. Raises Refused or Busy, naming the guest, the disk and the layer."""
-    domain = common.running_guest(wanted.selection, seen)
-    disk = common.writable_disk(domain, common.the_disk(domain, wanted.disk), "a commit")
+    found = common.the_guest(wanted.selection, seen)
+    astray = lost.plan(found, common.the_disk(found, wanted.disk), lambda disk: _named_base(wanted, found, disk), seen)
+    if astray is not None:
+        return astray
+    domain, disk = common.workable(wanted.selection, wanted.disk, seen, "a commit")
     common.known_end(domain, disk)
+    for job in (COMMIT, ACTIVE_COMMIT):
+        lost_job = common.unfinished(wanted.waiting, domain, disk, job)
+        if lost_job is not None:
+            return _over(wanted, domain, disk, lost_job, seen)
     if _already(wanted, domain, disk):
-        return Plan((domain,), (domain,), common.leftovers(domain, disk))
+        return Plan((domain,), (domain,), common.leftovers(domain, disk), about=(disk.target,))
     top, base = _range(wanted, domain, disk)
     after = with_chain(domain, disk.target, commit(disk.chain, top, base))
     merged = disk.chain.layers[top:base]
@@ -77,12 +87,26 @@ def plan(wanted: Request, seen: Observed) -> Plan:
     return Plan(
         (domain,),
         (after,),
-        steps + removals,
-        fence=len(steps) - 1 if wanted.waiting.wait else None,
+        steps + (removals if wanted.waiting.waits else ()),
+        fence=len(steps) - 1 if wanted.waiting.waits else None,
         spoils=tuple(str(layer) for layer in disk.chain.layers[top + 1 : base + 1]),
         warnings=common.snapshot_warnings(domain, disk, merged, seen),
-        settles=wanted.waiting.wait,
+        settles=wanted.waiting.waits,
     )
+
+
+def _named_base(wanted: Request, domain: Domain, disk: Disk) -> Optional[Layer]:
+    """The layer that an active commit would have pivoted to."""
+    depth = 1 if wanted.base is None else common.find_layer(domain, disk, wanted.base, "base")
+    return disk.chain[depth] if depth is not None and depth < len(disk.chain) else None
+
+
+def _over(wanted: Request, domain: Domain, disk: Disk, record: Record, seen: Observed) -> Plan:
+    """The commit that this run was to finish is over: its layers have left the chain, or it has failed."""
+    if any(("path", normal_path(path)) in disk.chain.places for path in record.merges):
+        return common.ended(domain, disk, record)
+    removals = files.deletions(domain, disk, record.merges, domain, seen, "delete_merged") if wanted.delete_merged else ()
+    return Plan((domain,), (domain,), removals + (Step(FORGET, disk.target),), fence=0 if removals else None)
 
 
 def _already(wanted: Request, domain: Domain, disk: Disk) -> bool:
@@ -146,20 +170,21 @@ def _job_steps(wanted: Request, domain: Domain, disk: Disk, top: int, base: int)
     start: Tuple[Step, ...] = ()
     if not adopted:
         common.no_job(domain, disk)
+        common.may_start(wanted.waiting, domain, disk, job)
         detail = {
             "job": job,
             "top": disk.address(top) if top else None,
             "base": disk.address(base),
             "bandwidth": wanted.bandwidth,
             "keep_relative": wanted.keep_relative,
-            "record": None if job == ACTIVE_COMMIT else common.record_for(disk, job, top, base),
+            "record": replace(common.record_for(disk, job, top, base), merges=tuple(layer.path for layer in disk.chain.layers[top:base] if layer.path)),
         }
         start = (Step(COMMIT_STEP, disk.target, detail),)
-    if not wanted.waiting.wait:
+    if not wanted.waiting.waits:
         return start
     until = COMPLETED if top else READY
     wait = (Step(WAIT, disk.target, dict(wanted.waiting.detail(), job=job, until=until)),)
-    pivot = () if top else (Step(PIVOT, disk.target, wanted.waiting.detail()),)
+    pivot = () if top else (Step(PIVOT, disk.target, common.pivot_detail(disk.chain[base], wanted.waiting)),)
     ready = adopted and disk.mirror is not None and disk.mirror.ready == "yes"
     return start + (() if ready else wait) + pivot
 

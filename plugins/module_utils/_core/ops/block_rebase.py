@@ -42,6 +42,7 @@ class Request:
             paths_of=self._layers if deletes else None,
             uses=deletes,
             snapshots=True,
+            doubts=True,
         )
 
     def _layers(self, domain: Domain) -> Tuple[str, ...]:
@@ -68,8 +69,7 @@ def request(params: dict) -> Request:
 
 def plan(wanted: Request, seen: Observed) -> Plan:
     """The steps of the pull. Raises Refused or Busy, naming the guest, the disk and the layer."""
-    domain = common.running_guest(wanted.selection, seen)
-    disk = common.writable_disk(domain, common.the_disk(domain, wanted.disk), "a pull")
+    domain, disk = common.workable(wanted.selection, wanted.disk, seen, "a pull")
     common.known_end(domain, disk)
     base = _base(domain, disk, wanted.base)
     chain = pull(disk.chain, base)
@@ -80,16 +80,20 @@ def plan(wanted: Request, seen: Observed) -> Plan:
         if disk.job is not None and disk.job.type == PULL:
             common.no_job(domain, disk)  # it would take that base away
         notes = common.leftovers(domain, disk)
-        return Plan((domain,), (domain,), notes + removals, fence=len(notes) if removals else None)
+        removals = removals if wanted.waiting.waits else ()
+        return Plan((domain,), (domain,), notes + removals, fence=len(notes) if removals else None, about=(disk.target,))
+    lost_job = common.unfinished(wanted.waiting, domain, disk, PULL)
+    if lost_job is not None:
+        return common.ended(domain, disk, lost_job)
     steps = _job_steps(wanted, domain, disk, base)
     dropped = [layer for layer in disk.chain.layers if layer not in chain.layers]
     return Plan(
         (domain,),
         (after,),
-        steps + removals,
-        fence=len(steps) - 1 if wanted.waiting.wait else None,
+        steps + (removals if wanted.waiting.waits else ()),
+        fence=len(steps) - 1 if wanted.waiting.waits else None,
         warnings=common.snapshot_warnings(domain, disk, dropped, seen),
-        settles=wanted.waiting.wait,
+        settles=wanted.waiting.waits,
     )
 
 
@@ -131,6 +135,7 @@ def _job_steps(wanted: Request, domain: Domain, disk: Disk, base: Optional[int])
     start: Tuple[Step, ...] = ()
     if not _adopted(domain, disk, base):
         common.no_job(domain, disk)
+        common.may_start(wanted.waiting, domain, disk, PULL)
         detail = {
             "base": None if base is None else disk.address(base),
             "bandwidth": wanted.bandwidth,
@@ -138,7 +143,7 @@ def _job_steps(wanted: Request, domain: Domain, disk: Disk, base: Optional[int])
             "record": record,
         }
         start = (Step(PULL_STEP, disk.target, detail),)
-    if not wanted.waiting.wait:
+    if not wanted.waiting.waits:
         return start
     return start + (Step(WAIT, disk.target, dict(wanted.waiting.detail(), job=PULL, until=COMPLETED)),)
 

@@ -49,6 +49,7 @@ class Request:
             uses=True,
             snapshots=True,
             paths_of=self._default_paths,
+            doubts=True,
         )
 
     def _default_paths(self, domain: Domain) -> Tuple[str, ...]:
@@ -84,6 +85,7 @@ def plan(wanted: Request, seen: Observed) -> Plan:
         return Plan((domain,), (domain,))
     after = domain
     for disk, layer in pairs:
+        common.agreed(domain, disk, seen)
         common.known_end(domain, disk)
         common.no_job(domain, disk)
         _destination(wanted, domain, disk, layer, seen)

@@ -1,0 +1,182 @@
+# Copyright: Contributors to livestorage.libvirt
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Values to libvirt's XML.
+
+The law: what is written here is what libvirt itself would write; of a definition that exists, only the one disk that is meant
+is changed, and all that is not about its place stays as it was.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Iterable, Mapping, Optional, Tuple
+
+from . import domain_xml
+from .chain import Chain, Layer
+from .errors import Moved, Refused
+from .model import Disk, Record
+from .verify import covers
+
+# What the chain of a disk is made of, beside the format; a disk that was defined in the words before libvirt 3.9 has the last two itself.
+_WHERE = ("source", "backingStore", "mirror", "auth", "encryption")
+
+
+def record_xml(record: Record) -> str:
+    """The element for ``virDomainSetMetadata`` (its namespace is ``RECORD_URI % disk``)."""
+    facts = {"disk": record.disk, "type": record.job, "layers": record.layers, "indexes": record.indexes}
+    more = {"since": record.since, "source": record.source, "creates": record.creates}
+    facts.update((name, str(value)) for name, value in more.items() if value is not None)
+    element = domain_xml.etree.Element("job", facts)
+    for path in record.merges:
+        domain_xml.etree.SubElement(element, "merges", path=path)
+    return domain_xml.etree.tostring(element).decode()
+
+
+def snapshot_xml(name: Optional[str], overlays: Iterable[Tuple[str, Layer]], others: Iterable[str]) -> str:
+    """``<domainsnapshot>`` with an external overlay for each (disk, layer) and ``snapshot='no'`` for the other disks.
+
+    Raises Refused (code overlay_type) for a layer that is neither a file nor a block device.
+    """
+    root = domain_xml.etree.Element("domainsnapshot")
+    if name:
+        domain_xml.etree.SubElement(root, "name").text = name
+    disks = domain_xml.etree.SubElement(root, "disks")
+    for target, layer in overlays:
+        if layer.type not in ("file", "block"):
+            raise Refused("overlay_type", "The overlay of disk %s must be a file or a block device, not %s." % (target, layer.type))
+        disk = domain_xml.etree.SubElement(disks, "disk", name=target, snapshot="external", type=layer.type)
+        domain_xml.etree.SubElement(disk, "driver", type=layer.format)
+        domain_xml.etree.SubElement(disk, "source", dict(layer.source))
+    for target in others:
+        domain_xml.etree.SubElement(disks, "disk", name=target, snapshot="no")
+    return domain_xml.etree.tostring(root).decode()
+
+
+def copy_xml(destination: Layer, below: Optional[Chain] = None) -> str:
+    """The ``<disk>`` that ``virDomainBlockCopy`` takes. ``below``: the chain that the copy stands on, where it is spelled out."""
+    root = domain_xml.etree.Element("disk", device="disk")
+    chain = Chain((destination,)) if below is None else Chain((destination,) + below.layers, below.ends)
+    _write_chain(root, chain.map(_without_index), "driver")
+    return domain_xml.etree.tostring(root).decode()
+
+
+def _without_index(layer: Layer) -> Layer:
+    return layer if layer.index is None else replace(layer, index=None)
+
+
+def volume_xml(name: str, capacity: int, format: str, options: Mapping[str, object], backing: Optional[Layer]) -> str:
+    """``<volume>`` for ``virStorageVolCreateXML``. ``capacity`` in bytes; ``options``: cluster_size (bytes), extended_l2, lazy_refcounts."""
+    root = domain_xml.etree.Element("volume")
+    domain_xml.etree.SubElement(root, "name").text = name
+    domain_xml.etree.SubElement(root, "capacity", unit="B").text = str(capacity)
+    domain_xml.etree.SubElement(root, "allocation", unit="B").text = "0"
+    target = domain_xml.etree.SubElement(root, "target")
+    domain_xml.etree.SubElement(target, "format", type=format)
+    if options.get("cluster_size"):
+        domain_xml.etree.SubElement(target, "clusterSize", unit="B").text = str(options["cluster_size"])
+    features = [feature for feature in ("lazy_refcounts", "extended_l2") if options.get(feature)]
+    if format == "qcow2":
+        domain_xml.etree.SubElement(target, "compat").text = "1.1"
+    if features:
+        parent = domain_xml.etree.SubElement(target, "features")
+        for feature in features:
+            domain_xml.etree.SubElement(parent, feature)
+    if backing is not None:
+        store = domain_xml.etree.SubElement(root, "backingStore")
+        domain_xml.etree.SubElement(store, "path").text = backing.path
+        domain_xml.etree.SubElement(store, "format", type=backing.format)
+    return domain_xml.etree.tostring(root).decode()
+
+
+def as_running(config: str, live: str, target: str) -> Optional[str]:
+    """The definition of the next start with a disk's whole chain as the running guest has it, with all that libvirt knows of each
+    layer, as libvirt itself writes it after a pivot; None where it says the same already, or less of it and nothing else.
+    """
+    root, disk = _disk_of(config, target)
+    then, now = (domain_xml.parse_domain(xml, True).disk(target) for xml in (config, live))
+    if then is not None and now is not None and covers(then.chain, now.chain):
+        return None
+    running = _disk_of(live, target)[1]
+    parts = [copy.deepcopy(element) for element in running if element.tag in _WHERE and element.tag != "mirror"]
+    for element in [one for part in parts for one in part.iter()]:
+        element.attrib.pop("index", None)
+    for private in [one for part in parts for one in part.iter("privateData")]:
+        private.getparent().remove(private)
+    format_ = running.find("driver").get("type") if running.find("driver") is not None else None
+    return _rewritten(root, disk, running.get("type"), format_, parts)
+
+
+def on_image(config: str, target: str, layer: Layer) -> Optional[str]:
+    """The definition of the next start with that layer as a disk's active one, and what is below it left to the layer's own header."""
+    root, disk = _disk_of(config, target)
+    other = domain_xml.etree.Element("disk")
+    _write_chain(other, Chain((_without_index(layer),)), "driver")
+    return _rewritten(root, disk, layer.type, layer.format, [other.find("source")])
+
+
+def _disk_of(xml: str, target: str) -> tuple:
+    root = domain_xml.parsed(xml)
+    found = [disk for disk in root.iterfind("devices/disk") if disk.find("target") is not None and disk.find("target").get("dev") == target]
+    if not found:
+        raise Moved("disk_gone", "The guest %s has no disk %s in its definition any more." % (root.findtext("name"), target))
+    return root, found[0]
+
+
+def _rewritten(root, disk, kind: str, format_: Optional[str], wanted: list) -> Optional[str]:
+    before = domain_xml.etree.tostring(disk, method="c14n")
+    position = next((number for number, child in enumerate(disk) if child.tag in _WHERE), len(disk))
+    for child in [child for child in disk if child.tag in _WHERE]:
+        disk.remove(child)
+    for number, element in enumerate(wanted):
+        element.tail = disk[0].tail if len(disk) else None
+        disk.insert(position + number, element)
+    disk.set("type", kind)
+    if format_ is not None:
+        driver = disk.find("driver")
+        if driver is None:
+            driver = domain_xml.etree.Element("driver", name="qemu")
+            disk.insert(0, driver)
+        driver.set("type", format_)
+    if domain_xml.etree.tostring(disk, method="c14n") == before:
+        return None
+    return domain_xml.etree.tostring(root).decode()
+
+
+def chain_xml(disk: Disk) -> str:
+    """A ``<disk>`` with the whole chain spelled out, the terminator included where the end is known."""
+    root = domain_xml.etree.Element("disk", device=disk.device)
+    _write_chain(root, disk.chain, "driver")
+    if disk.mirror is not None:
+        mirror = domain_xml.etree.SubElement(root, "mirror", job=disk.mirror.job)
+        if disk.mirror.ready:
+            mirror.set("ready", disk.mirror.ready)
+        _write_chain(mirror, disk.mirror.chain, "format")
+    target = domain_xml.etree.SubElement(root, "target", dev=disk.target)
+    if disk.bus:
+        target.set("bus", disk.bus)
+    for flag in ("readonly", "shareable", "transient"):
+        if getattr(disk, flag):
+            domain_xml.etree.SubElement(root, flag)
+    return domain_xml.etree.tostring(root).decode()
+
+
+def _write_chain(element, chain: Chain, format_element: str) -> None:
+    for depth, layer in enumerate(chain.layers):
+        element.set("type", layer.type)
+        if layer.format is not None:
+            domain_xml.etree.SubElement(element, format_element, type=layer.format)
+        format_element = "format"
+        source = domain_xml.etree.SubElement(element, "source", dict(layer.source))
+        if layer.index is not None:
+            (element if depth else source).set("index", str(layer.index))
+        for host in layer.hosts:
+            domain_xml.etree.SubElement(source, "host", dict(host))
+        if layer.address:
+            domain_xml.etree.SubElement(source, "address", dict(layer.address))
+        if depth < len(chain) - 1:
+            element = domain_xml.etree.SubElement(element, "backingStore")
+    if chain.layers and chain.ends:
+        domain_xml.etree.SubElement(element, "backingStore")
