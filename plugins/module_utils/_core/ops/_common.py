@@ -10,7 +10,7 @@ import re
 from typing import Iterable, List, Optional, Tuple
 
 from ..chain import Layer, normal_path
-from ..errors import Busy, Refused
+from ..errors import Busy, JobFailed, Refused
 from ..model import ACTIVE_COMMIT, Disk, Domain, Observed, Record, Selection
 from ..pivot import agrees, cut_off, stray
 from ..plan import FORGET, Plan, Step, Waiting
@@ -74,8 +74,18 @@ def the_disk(domain: Domain, wanted: str) -> Disk:
     raise Refused("no_disk", "Guest %s has no disk %s: its disks are %s." % (domain.name, wanted, targets))
 
 
-def workable(selection: Selection, disk: str, seen: Observed, work: str) -> Tuple[Domain, Disk]:
-    """The running guest and its disk, which live block work is possible on. Raises Refused, naming the reason."""
+def workable(selection: Selection, disk: str, seen: Observed, work: str, waiting: Waiting) -> Tuple[Domain, Disk]:
+    """The running guest and its disk, which live block work is possible on. Raises Refused, naming the reason.
+
+    Raises JobFailed (code guest_stopped) where a job was to be finished and the guest has stopped meanwhile.
+    """
+    stopped = the_guest(selection, seen)
+    if not waiting.starts and not stopped.active and not seen.processes_of(stopped):
+        raise JobFailed(
+            "guest_stopped",
+            "Guest %s stopped before the job on its disk %s was done, which has ended it; what it has written so far may still be there: start the guest and "
+            "run the whole task again." % (stopped.name, disk),
+        )
     domain = running_guest(selection, seen)
     found = writable_disk(domain, the_disk(domain, disk), work)
     agreed(domain, found, seen)

@@ -67,7 +67,7 @@ def plan(wanted: Request, seen: Observed) -> Plan:
     astray = lost.plan(found, common.the_disk(found, wanted.disk), lambda disk: _named_base(wanted, found, disk), seen)
     if astray is not None:
         return astray
-    domain, disk = common.workable(wanted.selection, wanted.disk, seen, "a commit")
+    domain, disk = common.workable(wanted.selection, wanted.disk, seen, "a commit", wanted.waiting)
     common.known_end(domain, disk)
     for job in (COMMIT, ACTIVE_COMMIT):
         lost_job = common.unfinished(wanted.waiting, domain, disk, job)

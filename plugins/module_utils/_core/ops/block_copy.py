@@ -37,7 +37,7 @@ def plan(wanted: Request, seen: Observed) -> Plan:
         return astray
     if wanted.state == ABSENT and not domain.active and not seen.processes_of(domain):
         return Plan((domain,), (domain,))  # what is off has no copy
-    domain, disk = common.workable(wanted.selection, wanted.disk, seen, "a copy")
+    domain, disk = common.workable(wanted.selection, wanted.disk, seen, "a copy", wanted.waiting)
     if wanted.state == ABSENT:
         return _absent(wanted, domain, disk, seen)
     layer = _place(wanted, domain, disk, seen)

@@ -69,7 +69,7 @@ def request(params: dict) -> Request:
 
 def plan(wanted: Request, seen: Observed) -> Plan:
     """The steps of the pull. Raises Refused or Busy, naming the guest, the disk and the layer."""
-    domain, disk = common.workable(wanted.selection, wanted.disk, seen, "a pull")
+    domain, disk = common.workable(wanted.selection, wanted.disk, seen, "a pull", wanted.waiting)
     common.known_end(domain, disk)
     base = _base(domain, disk, wanted.base)
     chain = pull(disk.chain, base)
