@@ -10,9 +10,10 @@ that breaks ends nothing: QEMU's job goes on, and is looked for again until the 
 
 from __future__ import annotations
 
+import os
 import time
 
-from ansible.errors import AnsibleConnectionFailure
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
@@ -65,10 +66,13 @@ class Watched(ActionBase):
     def _watch(self, first: dict, begun: float, task_vars) -> None:
         """Look at the job until it is over, ready, or no longer to be waited for."""
         arguments = {key: value for key, value in self._task.args.items() if key in GUEST}
+        parent = os.getppid()
         watch, lost, pause = Watch(_number(self._task.args.get("stall_window", WINDOW))), 0, FIRST
         self._say(first["job"], watch.told(first["job"], time.monotonic()), task_vars)
         while time.monotonic() - begun < _seconds(self._task.args) and not first["job"].get("ready"):
             time.sleep(pause)
+            if os.getppid() != parent:  # the play was killed, and this worker of it lives on
+                raise AnsibleError("The play is gone, and the job on disk %s goes on: run it again to finish the work." % arguments.get("disk"))
             pause = min(SLOWEST, pause * 1.5)
             found = self._look(arguments, task_vars)
             if found is None:

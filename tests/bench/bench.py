@@ -19,10 +19,11 @@ import time
 from pathlib import Path
 
 from chains import SIZES, Chains, bench_fleets, bench_images
+from copies import bench_copies
 from measure import PYTHON, TREE, called, module_command, module_environment, report, report_memory
 
 LAB = Path(__file__).resolve().parents[1] / "lab" / "lab"
-PARTS = ("pull", "info", "fleets", "images")
+PARTS = ("pull", "copy", "info", "fleets", "images")
 REFERENCE = """
 import libvirt
 connection = libvirt.open("qemu:///system")
@@ -126,6 +127,8 @@ def main() -> None:
     parser.add_argument("--guests", type=int, default=40, help="running guests of the lab")
     parser.add_argument("--fleets", type=int, nargs="+", default=SIZES, help="numbers of guests of libvirt's test driver, each 2 or more")
     parser.add_argument("--images", type=int, default=500, help="images that belong to no guest")
+    parser.add_argument("--large", type=int, default=2048, help="MiB of the large disk that is copied")
+    parser.add_argument("--large-pairs", type=int, default=6, help="how often it is copied by each")
     parser.add_argument("--part", action="append", choices=PARTS, help="only this one (repeatable); fleets needs no lab")
     options = parser.parse_args()
     if options.pairs < 7:
@@ -142,6 +145,8 @@ def main() -> None:
         bench = Bench(state, environment)
         if "pull" in parts:
             pull(bench, options.pairs)
+        if "copy" in parts:
+            bench_copies(bench, scratch, options.pairs, options.large_pairs, options.large)
         if "info" in parts:
             info(bench, options.guests, options.pairs)
         if "fleets" in parts:

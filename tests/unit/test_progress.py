@@ -10,7 +10,7 @@ import importlib
 import types
 
 import pytest
-from ansible.errors import AnsibleConnectionFailure
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.livestorage.libvirt.plugins.plugin_utils import progress
@@ -335,3 +335,13 @@ def test_a_limited_copy_has_the_time_for_two_of_its_steps(bandwidth, stalls):
     for now in (0.0, 20.0):
         watch.told(job(bandwidth=bandwidth), now)
     assert watch.stalls is stalls
+
+
+def test_a_worker_whose_play_is_gone_finishes_nothing(go, monkeypatch):
+    """Killed with SIGKILL, a play leaves its worker behind, which would pivot unseen while the next run adopts the job."""
+    parents = [1000, 1000, 1]
+    monkeypatch.setattr(progress.os, "getppid", lambda: parents.pop(0) if parents else 1)
+    world = World(STARTED, looked(job(40)), endless=looked(job(50)))
+    with pytest.raises(AnsibleError, match="The play is gone, and the job on disk vda goes on"):
+        go(world)
+    assert world.phases == ["start", "look"]

@@ -21,10 +21,8 @@ from pathlib import Path
 def main() -> None:
     pattern, arguments = sys.argv[1], sys.argv[2:]
     start = time.monotonic()
-    # On a terminal each line is shown at once; into a pipe Ansible writes them when its buffer is full.
     play = subprocess.Popen(
         ["ansible-playbook", *arguments],
-        env=dict(os.environ, PYTHONUNBUFFERED="1"),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
