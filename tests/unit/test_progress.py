@@ -77,12 +77,12 @@ class World:
 def _go(monkeypatch):
     """Run an action of this collection over a world; its result."""
 
-    def go(world, arguments=ARGUMENTS, name="block_copy", check_mode=False, async_val=0, task_vars=None):
+    def go(world, arguments=None, name="block_copy", check_mode=False, async_val=0, task_vars=None):
         monkeypatch.setattr(progress, "time", world)
         monkeypatch.setattr(progress, "display", world)
         monkeypatch.setattr(ActionBase, "run", lambda self, tmp=None, task_vars=None: {})
         action = object.__new__(importlib.import_module("%s.action.%s" % (COLLECTION, name)).ActionModule)
-        action._task = types.SimpleNamespace(args=arguments, check_mode=check_mode, async_val=async_val)
+        action._task = types.SimpleNamespace(args=ARGUMENTS if arguments is None else arguments, check_mode=check_mode, async_val=async_val)
         action._execute_module = world.execute
         return action.run(None, {"inventory_hostname": "kvm1"} if task_vars is None else task_vars)
 
