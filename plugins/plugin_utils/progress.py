@@ -159,7 +159,9 @@ def _whole(first: dict, last: dict) -> dict:
         return last
     result = dict(last, changed=bool(first.get("changed") or last.get("changed")))
     if "diff" in first and "diff" in last:
-        result["diff"] = {"before": first["diff"]["before"], "after": last["diff"]["after"]}
+        diff = {"before": first["diff"]["before"], "after": last["diff"]["after"]}
+        # A job of an earlier run that was watched to its end leaves nothing for the last call to change.
+        result.update(diff=diff, changed=result["changed"] or diff["before"] != diff["after"])
     begun = [step for step in first.get("steps", []) if step["begun"]]
     result["steps"] = begun + last.get("steps", [])
     return result

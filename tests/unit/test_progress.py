@@ -294,7 +294,15 @@ def test_warnings_of_both_runs_once_each(go):
 
 @pytest.mark.parametrize(("first", "last", "changed"), [(True, False, True), (False, True, True), (False, False, False)])
 def test_changed_is_what_either_run_changed(go, first, last, changed):
-    assert go(World(dict(STARTED, changed=first), looked(), dict(DONE, changed=last)))["changed"] is changed
+    same = {"before": "a", "after": "a"}
+    assert go(World(dict(STARTED, changed=first, diff=same), looked(), dict(DONE, changed=last, diff=same)))["changed"] is changed
+
+
+def test_a_job_that_was_watched_to_its_end_has_changed_the_chain(go):
+    """An adopted pull ends between two looks: neither run of the module changes anything, and yet the chain is another."""
+    first = dict(STARTED, changed=False, steps=[], diff={"before": "b", "after": "b"})
+    result = go(World(first, looked(), dict(DONE, changed=False, diff={"before": "a", "after": "a"})))
+    assert result["changed"] is True and result["diff"] == {"before": "b", "after": "a"}
 
 
 @pytest.mark.parametrize("seconds", [0, 59.9, 60, 3599, 3600, 90061])
