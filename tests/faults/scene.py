@@ -11,19 +11,16 @@ import itertools
 import json
 import os
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import verify  # the lab's own, which is on PYTHONPATH
+from host import Lab
+
 HERE = Path(__file__).resolve().parent
 TREE = HERE.parents[4]
 LAB = HERE.parent / "lab" / "lab"
-sys.path.insert(0, str(LAB.parent))
-
-import verify  # noqa: E402
-from host import Lab  # noqa: E402
-
 PYTHON = "/usr/bin/python3"
 BEFORE = "The guest is as it was before"
 # What a run may say whose guest is neither as before nor as planned.

@@ -22,6 +22,17 @@ def one_guest(params: dict) -> Selection:
     return Selection(name=params.get("name"), uuid=params.get("uuid"))
 
 
+def several_guests(params: dict) -> Selection:
+    """One, several or all guests. Raises Refused (code bad_filter)."""
+    if params["filter"] is not None:
+        try:
+            re.compile(params["filter"])
+        except re.error as error:
+            raise Refused("bad_filter", "The filter %r is not a regular expression (%s)." % (params["filter"], error)) from error
+    names = params["names"]
+    return Selection(params["name"], params["uuid"], None if names is None else tuple(names), params["filter"], params.get("state"))
+
+
 def waiting(params: dict) -> Waiting:
     """The wait options. Raises Refused (code bad_wait) for a deadline or an interval that is not positive."""
     for option in ("wait_timeout", "poll_interval"):

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Optional
 
@@ -34,15 +33,9 @@ class Request:
 
 def request(params: dict) -> Request:
     """Module parameters to a Request. Raises Refused (codes bad_filter, bad_interval)."""
-    if params["filter"] is not None:
-        try:
-            re.compile(params["filter"])
-        except re.error as error:
-            raise Refused("bad_filter", "The filter %r is not a regular expression (%s)." % (params["filter"], error)) from error
+    selection = common.several_guests(params)
     if not 0 <= params["interval"] <= LONGEST:
         raise Refused("bad_interval", "The option interval is %s: give a number of seconds from 0 to %g." % (params["interval"], LONGEST))
-    names = params["names"]
-    selection = Selection(params["name"], params["uuid"], None if names is None else tuple(names), params["filter"])
     return Request(selection, params["disk"], params["interval"])
 
 

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import List, Optional, Tuple
 
@@ -18,6 +17,7 @@ from ..headers import Key, follow, probe_of
 from ..model import Disk, Domain, Needs, Observed, Selection
 from ..plan import Plan
 from ..report import LayerReport, data_moved, disk_head, qemu_result, source_result, tree
+from . import _common as common
 from ._files import absolute
 
 CHANGES = False
@@ -57,11 +57,7 @@ class Request:
 
 def request(params: dict) -> Request:
     """Module parameters to a Request. Raises Refused (codes bad_filter, bad_depth, bad_fail_on, bad_sources, not_absolute)."""
-    if params["filter"] is not None:
-        try:
-            re.compile(params["filter"])
-        except re.error as error:
-            raise Refused("bad_filter", "The filter %r is not a regular expression (%s)." % (params["filter"], error)) from error
+    selection = common.several_guests(params)
     if params["max_depth"] < 1:
         raise Refused("bad_depth", "The option max_depth is %d: give a number of layers, 1 or more." % params["max_depth"])
     wrong = [word for word in params["fail_on"] if word not in CODES and word not in SEVERITIES]
@@ -70,8 +66,6 @@ def request(params: dict) -> Request:
         raise Refused("bad_fail_on", "The option fail_on has %s, which is neither a code of a finding nor a severity (%s)." % words)
     if not params["sources"]:
         raise Refused("bad_sources", "The option sources is empty: give at least one of live, inactive and images.")
-    names = params["names"]
-    selection = Selection(params["name"], params["uuid"], None if names is None else tuple(names), params["filter"], params["state"])
     images = tuple((absolute(path, "images"), params["format"]) for path in params["images"] or ())
     return Request(
         selection,
