@@ -13,6 +13,7 @@ import sys
 
 import guest
 import host
+import linux
 import verify
 from host import Lab, LabError
 
@@ -74,6 +75,8 @@ def daemon(options) -> None:
 
 def guest_add(options) -> None:
     """lab guest NAME add"""
+    if not options.linux and (options.agent != "runs" or options.freeze_takes):
+        raise LabError("--agent and --freeze-takes are for a guest with --linux")
     print(json.dumps(guest.add(Lab.named(options.name), options), indent=2))
 
 
@@ -90,7 +93,8 @@ def guest_acks(options) -> None:
 
 def check(options) -> int:
     """lab verify"""
-    good = verify.verify(Lab.named(options.name), options.guest, options.image, options.disk, options.expect_loss)
+    good = verify.verify(Lab.named(options.name), options.guest, options.image, options.disk, options.expect_loss,
+                         options.after, options.recovery)
     return 0 if good else 1
 
 
@@ -129,7 +133,13 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("guest")
     sub.add_argument("--image", metavar="PATH[,FORMAT]", help="look at this image instead of the active layer")
     sub.add_argument("--disk", help="look at this disk only, such as vda")
+    sub.add_argument("--after", type=natural, metavar="N",
+                     help="the --image is of an earlier moment, but after the first N acknowledged writes (see acks)")
     sub.add_argument("--expect-loss", action="store_true", help="succeed only if acknowledged writes are missing")
+    journal = sub.add_mutually_exclusive_group()
+    journal.add_argument("--expect-clean", dest="recovery", action="store_false", default=None,
+                         help="of a Linux guest: succeed only if no journal has to be recovered, as after a freeze")
+    journal.add_argument("--expect-recovery", dest="recovery", action="store_true", help="succeed only if each has to be")
     command("inventory", inventory, "print an Ansible inventory of lab hosts").add_argument("name", nargs="+")
     sub = commands.add_parser("guest", help="add, remove or watch a guest")
     sub.add_argument("name")
@@ -161,6 +171,12 @@ def add_guest_commands(actions, command) -> None:
     sub.add_argument("--template", action="append", metavar="PATH",
                      help="share this base of another guest; once for each disk")
     sub.add_argument("--dir", default=guest.IMAGES, help=f"directory of the images, made if need be ({guest.IMAGES})")
+    sub.add_argument("--linux", action="store_true",
+                     help="a Linux that writes to a file on ext4; the first one downloads 30 MB, see README.md")
+    sub.add_argument("--agent", choices=linux.AGENTS, default="runs",
+                     help="of a Linux guest: runs (the default), is stopped, or has no channel at all")
+    sub.add_argument("--freeze-takes", type=natural, default=0, metavar="SECONDS",
+                     help="how long the agent takes before it freezes (0), and answers nobody meanwhile")
     sub.add_argument("--transient", action="store_true", help="leave no persistent definition")
     sub.add_argument("--no-start", dest="start", action="store_false", help="define it only")
     sub = command("remove", guest_remove, "end a guest and delete the images made for it", actions)

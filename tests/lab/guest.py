@@ -1,7 +1,7 @@
 # Copyright: Contributors to livestorage.libvirt
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Tiny guests of a lab host: a boot sector, a chain of images for each disk, and a persistent domain."""
+"""Tiny guests of a lab host: a boot sector or a small Linux, a chain of images for each disk, and a persistent domain."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import tempfile
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
+import ext4
+import linux
 from host import CLEAN_ENV, Lab, LabError, wait_for
 from ring import SECTOR, Ring, boot_sector, fill_digest, parse
 
@@ -26,17 +28,19 @@ START_SECONDS = 30
 DOMAIN = """\
 <domain type='qemu'>
   <name>{name}</name>
-  <memory unit='KiB'>2048</memory>
-  <os><type arch='x86_64' machine='pc'>hvm</type></os>
+  <memory unit='KiB'>{memory}</memory>
+  <os><type arch='x86_64' machine='pc'>hvm</type>{boot}</os>
+  {features}
   <on_reboot>destroy</on_reboot>
   <devices>
 {disks}
     <controller type='usb' model='none'/>
     <memballoon model='none'/>
-    <serial type='file'><source path={acks} append='on'/><target port='0'/></serial>
+    <serial type='file'><source path={acks} append='on'/><target port='0'/></serial>{devices}
   </devices>
 </domain>
 """
+BARE = {"memory": 2048, "boot": "", "features": "", "devices": ""}
 # The firmware offers the guest only disks that have a place in the boot order.
 DISK = """\
     <disk type='file' device='disk'>
@@ -84,17 +88,22 @@ def add(lab: Lab, options) -> dict:
     slots = templates[0]["slots"] if templates else options.slots
     if any(facts["slots"] != slots for facts in templates):
         raise LabError("the templates differ in their slots")
+    if any(facts["linux"] != options.linux for facts in templates):
+        raise LabError("a Linux guest needs --template of a Linux guest, and the other one of the other")
     ring = Ring(slots, options.disks)
-    facts = {"name": options.guest, "slots": slots, "acks": f"{IMAGES}/{options.guest}.acks", "disks": []}
-    made: list[str] = []
+    machine = linux.machine(lab, options, slots) if options.linux else BARE
+    facts = {"name": options.guest, "slots": slots, "acks": f"{IMAGES}/{options.guest}.acks", "linux": options.linux,
+             "disks": []}
+    made: list[str] = [linux.console(options.guest)] if options.linux else []
     lab.run("mkdir", "-p", "--", options.dir)
     try:
         for number in range(options.disks):
             template = (options.template[number], templates[number]) if templates else None
             facts["disks"].append(make_disk(lab, options, ring, number, template, layers, made))
-        boot = boot_sector(assembled(lab), ring, options.delay)
-        write_sector(lab, facts["disks"][0]["chain"][0], facts["disks"][0]["format"], 0, boot)
-        launch(lab, options, facts)
+        if not options.linux:
+            boot = boot_sector(assembled(lab), ring, options.delay)
+            write_sector(lab, facts["disks"][0]["chain"][0], facts["disks"][0]["format"], 0, boot)
+        launch(lab, options, facts, machine)
     except BaseException:
         with contextlib.suppress(LabError):
             lab.run("rm", "-f", "--", facts["acks"], *made)
@@ -104,11 +113,11 @@ def add(lab: Lab, options) -> dict:
     return facts
 
 
-def launch(lab: Lab, options, facts: dict) -> None:
-    """Define and start a guest as its options say, and see every disk written once."""
+def launch(lab: Lab, options, facts: dict, machine: dict) -> None:
+    """Define and start a guest as its options say, and see every disk written once and the agent answer."""
     disks = "\n".join(DISK.format(**disk, path=quoteattr(disk["chain"][0]), order=order)
                       for order, disk in enumerate(facts["disks"], 1))
-    xml = DOMAIN.format(name=escape(facts["name"]), disks=disks, acks=quoteattr(facts["acks"]))
+    xml = DOMAIN.format(name=escape(facts["name"]), disks=disks, acks=quoteattr(facts["acks"]), **machine)
     with scratch(lab, xml.encode()) as path:
         if not options.transient:
             lab.virsh("define", path)
@@ -120,7 +129,9 @@ def launch(lab: Lab, options, facts: dict) -> None:
             else:
                 lab.virsh("start", facts["name"])
             if facts["slots"]:
-                wait_acks(lab, facts, len(facts["disks"]), START_SECONDS)
+                wait_acks(lab, facts, len(facts["disks"]), linux.START_SECONDS if options.linux else START_SECONDS)
+            if options.linux and options.agent == "runs":
+                linux.wait_agent(lab, facts["name"])
         except BaseException:
             undefine(lab, facts["name"])
             raise
@@ -184,20 +195,26 @@ def make_disk(lab: Lab, options, ring: Ring, number: int, template, names: list[
 def make_base(lab: Lab, path: str, image_format: str, ring: Ring, options) -> dict:
     """Make an image that holds nothing but its facts and the incompressible fill behind the ring."""
     fill = options.fill * MIB
-    if ring.end + fill > options.size * MIB:
-        raise LabError(f"{ring.slots} slots and {options.fill} MiB of fill need {-(-(ring.end + fill) // MIB)} MiB, "
+    need = ring.end + fill + (ext4.OVERHEAD if options.linux else 0)
+    if need > options.size * MIB:
+        raise LabError(f"{ring.slots} slots and {options.fill} MiB of fill need {-(-need // MIB)} MiB, "
                        f"the disk has {options.size}")
-    with tempfile.NamedTemporaryFile(dir=lab.state, prefix="base-") as raw:
-        raw.truncate(options.size * MIB)
-        raw.seek(ring.end)
-        for dummy in range(options.fill):
-            raw.write(os.urandom(MIB))
-        raw.flush()
-        content = {"slots": ring.slots, "fill": fill, "fill_sha256": fill_digest(raw, ring.end, fill)}
-        raw.seek(FACTS_SECTOR * SECTOR)
-        raw.write(json.dumps(content).encode())
-        raw.flush()
-        lab.run("qemu-img", "convert", "-f", "raw", "-O", image_format, raw.name, path)
+    with tempfile.TemporaryDirectory(dir=lab.state, prefix="base-") as work:
+        raw = Path(work) / "raw"
+        with raw.open("w+b") as file:
+            file.truncate(ring.end + fill)
+            file.seek(ring.end)
+            for dummy in range(options.fill):
+                file.write(os.urandom(MIB))
+            content = {"slots": ring.slots, "fill": fill, "fill_sha256": fill_digest(file, ring.end, fill), "linux": options.linux}
+        if options.linux:
+            raw = ext4.wrap(raw, options.size * MIB)
+        with raw.open("r+b") as file:
+            file.truncate(options.size * MIB)
+            # ext4 leaves the first KiB alone.
+            file.seek(FACTS_SECTOR * SECTOR)
+            file.write(json.dumps(content).encode())
+        lab.run("qemu-img", "convert", "-f", "raw", "-O", image_format, str(raw), path)
     return content
 
 

@@ -57,12 +57,13 @@ class Acks:
 
 @dataclass
 class Findings:
-    """What a disk image lacks."""
+    """What a disk image lacks. `recovery`: whether the journal of its file system has to be recovered, if it has one."""
 
     lost: int = 0
     torn: int = 0
     present: int = 0
     damage: list[str] = field(default_factory=list)
+    recovery: bool | None = None
 
 
 def boot_sector(code: bytes, ring: Ring, delay: int) -> bytes:
@@ -100,6 +101,21 @@ def digest(sequences: list[int], ring: Ring) -> Acks:
         if before // BOOT != after // BOOT:
             acks.unacknowledged |= {before + 1, after // BOOT * BOOT + 1}
     return acks
+
+
+def past(image, disk: int, ring: Ring, sequences: list[int], least: int) -> list[int]:
+    """Return what was acknowledged before the moment that an image of one disk is of, and the first `least` in any case.
+
+    The moment is right before the next acknowledged write to that disk: the newest one that is whole there tells it.
+    """
+    newest = 0
+    for slot in range(ring.slots):
+        image.seek((RING_SECTOR + slot * CHUNK_SECTORS) * SECTOR)
+        seen = set(sectors_of(image.read(CHUNK), slot))
+        if len(seen) == 1 and None not in seen:
+            newest = max(newest, *seen)
+    later = (number for number, sequence in enumerate(sequences) if ring.place(sequence)[0] == disk and sequence > newest)
+    return sequences[:max(next(later, len(sequences)), least)]
 
 
 def examine(image, disk: int, ring: Ring, acks: Acks) -> Findings:

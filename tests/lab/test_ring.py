@@ -10,7 +10,7 @@ import random
 import struct
 import unittest
 
-from ring import BOOT, CHUNK, CONFIG_OFFSET, RING_SECTOR, SECTOR, Ring, boot_sector, chunk, digest, examine, parse
+from ring import BOOT, CHUNK, CONFIG_OFFSET, RING_SECTOR, SECTOR, Ring, boot_sector, chunk, digest, examine, parse, past
 
 RING = Ring(slots=8, disks=1)
 
@@ -153,6 +153,46 @@ class Damaged(unittest.TestCase):
         assert (acks.count, acks.taken_back) == (34, 10)
         assert digest([*run(1, 20), *run(1, 4)], RING).taken_back == 20
         assert digest([*run(1, 20), *run(2, 4)], RING).taken_back == 0
+
+
+class Moments(unittest.TestCase):
+    """Images of an earlier moment, such as a snapshot's base."""
+
+    def assert_sound(self, image, acknowledged, until, ring=RING, number=0):
+        sequences = past(image, number, ring, acknowledged, 0)
+        assert sequences == acknowledged[:until]
+        found = examine(image, number, ring, digest(sequences, ring))
+        assert (found.lost, found.torn, found.present) == (0, 0, ring.slots)
+
+    def test_what_came_later_is_not_missed(self):
+        for moment in (0, 1, 5, 30, 100):
+            self.assert_sound(disk_with(run(1, moment), boots=1), run(1, 100), moment)
+
+    def test_a_write_in_flight_in_part(self):
+        sequence = BOOT + 31
+        half = chunk(sequence, RING.place(sequence)[1])[:SECTOR]
+        image = overwrite(disk_with(run(1, 30)), RING_SECTOR * SECTOR + RING.place(sequence)[1] * CHUNK, half)
+        self.assert_sound(image, run(1, 100), 30)
+
+    def test_one_disk_of_several(self):
+        ring = Ring(slots=4, disks=2)
+        for number in range(2):
+            # The 31st write goes to the second disk, so nothing on the first one tells whether it was done.
+            self.assert_sound(disk_with(run(1, 30), ring, number, boots=1), run(1, 100), 31 - number, ring, number)
+
+    def test_across_a_restart(self):
+        acknowledged = [*run(1, 30), *run(2, 30)]
+        self.assert_sound(disk_with(run(1, 30)), acknowledged, 30)
+        self.assert_sound(disk_with([*run(1, 30), *run(2, 10)]), acknowledged, 40)
+
+    def test_a_hole_in_the_past(self):
+        image = disk_with([sequence for sequence in run(1, 30) if sequence != BOOT + 25])
+        assert examine(image, 0, RING, digest(past(image, 0, RING, run(1, 100), 0), RING)).lost == 1
+
+    def test_what_was_acknowledged_before_has_to_be_there(self):
+        image = disk_with(run(1, 30))
+        assert examine(image, 0, RING, digest(past(image, 0, RING, run(1, 100), 30), RING)).lost == 0
+        assert examine(image, 0, RING, digest(past(image, 0, RING, run(1, 100), 33), RING)).lost == 3
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ import contextlib
 import tempfile
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
+from pathlib import Path
 
+import ext4
 import guest as guests
 from host import Lab, LabError
-from ring import Acks, Findings, Ring, digest, examine, fill_digest
+from ring import Acks, Findings, Ring, digest, examine, fill_digest, past
 
 ALIVE_SECONDS = 15
 TRIES = 3
@@ -48,23 +50,39 @@ class Verdict:
         return self.acks.count > 0 and not (self.lost or self.torn or damaged)
 
 
-def verify(lab: Lab, name: str, image: str | None, disk: str | None, expect_loss: bool) -> bool:
-    """Print what became of a guest's acknowledged writes; return whether that is as expected."""
+def verify(lab: Lab, name: str, image: str | None, disk: str | None, expect_loss: bool,
+           after: int | None = None, recovery: bool | None = None) -> bool:
+    """Print what became of a guest's acknowledged writes; return whether that is as expected.
+
+    `after`: the image is of an earlier moment, but after so many writes. `recovery`: whether journals are expected to need one.
+    """
     facts = guests.record(lab, name)
     targets = [entry["target"] for entry in facts["disks"]]
+    refuse(facts, targets, image, disk)
+    if after is not None and not image:
+        raise LabError("--after wants the --image of an earlier moment")
+    if recovery is not None and not facts["linux"]:
+        raise LabError(f"guest '{name}' is no Linux guest: it has no journal")
+    chosen = [targets.index(disk)] if disk else list(range(len(targets)))
+    with paused(lab, name) as running:
+        view, verdict = compare(lab, facts, chosen, image, after)
+    report(targets, view, verdict)
+    alive = not running or writes_on(lab, facts)
+    print(f"{verdict.acks.count} writes acknowledged, {verdict.lost} lost")
+    if recovery is not None and any(found.recovery != recovery for found in verdict.findings.values()):
+        return False
+    return verdict.acks.count > 0 and verdict.lost > 0 if expect_loss else verdict.sound and alive
+
+
+def refuse(facts: dict, targets: list[str], image: str | None, disk: str | None) -> None:
+    """Refuse a question about what the guest does not have."""
+    name = facts["name"]
     if disk and disk not in targets:
         raise LabError(f"guest '{name}' has no disk '{disk}', only {', '.join(targets)}")
     if image and not disk and len(targets) > 1:
         raise LabError(f"guest '{name}' has {len(targets)} disks: say with --disk which of them --image stands for")
     if not facts["slots"]:
         raise LabError(f"guest '{name}' never writes: there is nothing to verify")
-    chosen = [targets.index(disk)] if disk else list(range(len(targets)))
-    with paused(lab, name) as running:
-        view, verdict = compare(lab, facts, chosen, image)
-    report(targets, view, verdict)
-    alive = not running or writes_on(lab, facts)
-    print(f"{verdict.acks.count} writes acknowledged, {verdict.lost} lost")
-    return verdict.acks.count > 0 and verdict.lost > 0 if expect_loss else verdict.sound and alive
 
 
 def writes_on(lab: Lab, facts: dict) -> bool:
@@ -90,13 +108,13 @@ def paused(lab: Lab, name: str):
             lab.virsh("resume", name)
 
 
-def compare(lab: Lab, facts: dict, chosen: list[int], image: str | None) -> tuple[View, Verdict]:
+def compare(lab: Lab, facts: dict, chosen: list[int], image: str | None, after: int | None) -> tuple[View, Verdict]:
     """Read acknowledgements, then images; again if a block job or somebody's resume changed either in between."""
-    ring = Ring(facts["slots"], len(facts["disks"]))
     for dummy in range(TRIES):
         view = look(lab, facts, chosen, image)
-        acks = digest(list(view.acks), ring)
-        findings = {number: check(lab, facts, number, path, fmt, acks) for number, path, fmt in view.images}
+        findings = {}
+        for number, path, image_format in view.images:
+            acks, findings[number] = check(lab, facts, number, path, image_format, list(view.acks), after)
         if look(lab, facts, chosen, image) == view:
             return view, Verdict(acks, findings)
     raise LabError(f"guest '{facts['name']}' does not keep still: somebody resumes it or changes its disks")
@@ -125,17 +143,24 @@ def active_images(lab: Lab, name: str) -> dict[str, tuple[str, str]]:
     return images
 
 
-def check(lab: Lab, facts: dict, number: int, path: str, image_format: str, acks: Acks) -> Findings:
-    """Read one disk through its image headers and compare it."""
+def check(lab: Lab, facts: dict, number: int, path: str, image_format: str, sequences: list[int],
+          after: int | None) -> tuple[Acks, Findings]:
+    """Read one disk through its image headers and compare it with what was acknowledged before the moment that it is of."""
     ring = Ring(facts["slots"], len(facts["disks"]))
     disk = facts["disks"][number]
-    with tempfile.NamedTemporaryFile(dir=lab.state, prefix="verify-") as raw:
-        lab.run("qemu-img", "convert", "-U", "-f", image_format, "-O", "raw", path, raw.name)
-        with open(raw.name, "rb") as content:
+    with tempfile.TemporaryDirectory(dir=lab.state, prefix="verify-") as work:
+        raw, recovery, damage = Path(work) / "raw", None, []
+        lab.run("qemu-img", "convert", "-U", "-f", image_format, "-O", "raw", path, str(raw))
+        if facts["linux"]:
+            raw, recovery, damage = ext4.unwrap(raw, ring.end + disk["fill"])
+        with raw.open("rb") as content:
+            acks = digest(sequences if after is None else past(content, number, ring, sequences, after), ring)
             findings = examine(content, number, ring, acks)
             if fill_digest(content, ring.end, disk["fill"]) != disk["fill_sha256"]:
                 findings.damage.append("the fill of the base image has changed")
-    return findings
+    findings.recovery = recovery
+    findings.damage += damage
+    return acks, findings
 
 
 def report(targets: list[str], view: View, verdict: Verdict) -> None:
@@ -144,6 +169,8 @@ def report(targets: list[str], view: View, verdict: Verdict) -> None:
         found = verdict.findings[number]
         print(f"{targets[number]} {path} ({image_format}): "
               f"{found.present} slots right, {found.lost} lost, {found.torn} torn")
+        if found.recovery is not None:
+            print(f"{targets[number]}: the journal {'has to be recovered' if found.recovery else 'is clean'}")
         for damage in found.damage:
             print(f"{targets[number]}: {damage}")
     if verdict.acks.taken_back:
