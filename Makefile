@@ -4,12 +4,16 @@
 
 STAGES := units lint docs-lint package sanity lab-test integration molecule
 
-.PHONY: help demo test setup $(STAGES) bench faults generations libvirt-xml clean
+LONG = $(patsubst tests/integration/targets/%/aliases,%,$(shell grep -lx unsupported tests/integration/targets/*/aliases))
+
+.PHONY: help demo test setup $(STAGES) bench faults long property generations libvirt-xml clean
 help:
 	@echo 'make demo         a live block move on a real guest, in a lab host of its own'
 	@echo 'make test         all tests; or one part of them: $(STAGES)'
 	@echo 'make bench        the benchmarks'
 	@echo 'make faults       the long fault matrix: daemons, guests and runs killed at every stage'
+	@echo 'make long         integration that takes too long or needs a download, such as freezing a real Linux guest'
+	@echo 'make property     random sequences of snapshots, pulls, commits and copies against what they are predicted to give'
 	@echo 'make generations  integration on the libvirt and QEMU of a newer Debian, which is fetched'
 	@echo 'make libvirt-xml  the XML reader on the test data of libvirt itself, whose source is fetched'
 	@echo 'make setup        only what the above need: Debian packages and build/venv'
@@ -32,6 +36,13 @@ bench: setup
 
 faults: setup
 	@tests/tools/run --root tests/faults/run
+
+long: setup
+	@tests/tools/run --root pytest -q -p no:cacheprovider tests/lab/test_linux.py
+	@tests/tools/run --root tests/tools/integration --allow-unsupported $(LONG)
+
+property: setup
+	@tests/tools/run --root tests/property/run
 
 generations: setup
 	@tests/tools/generations

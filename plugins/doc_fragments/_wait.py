@@ -36,6 +36,10 @@ options:
     choices: [leave, abort]
     default: leave
     version_added: 0.1.0
+"""
+
+    WATCHED = r"""
+options:
   progress:
     description:
       - Show the progress of the job in the output of the play, a line every few seconds, with percent, rate and remaining time.

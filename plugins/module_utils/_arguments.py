@@ -13,6 +13,16 @@ CONNECTION = {"uri": {"type": "str", "default": "qemu:///system", "fallback": (e
 GUEST = {"name": {"type": "str", "aliases": ["guest", "domain"]}, "uuid": {"type": "str"}}
 GUEST_RULES = {"mutually_exclusive": [("name", "uuid")], "required_one_of": [("name", "uuid")]}
 
+IMAGES = {"images": {"type": "list", "elements": "str"}, "format": {"type": "str", "choices": ["qcow2", "raw", "qed"]}}
+GUEST_OR_IMAGES = dict(GUEST, **IMAGES)
+GUEST_OR_IMAGES_RULES = {
+    "mutually_exclusive": [("name", "uuid"), ("images", "name"), ("images", "uuid")],
+    "required_one_of": [("name", "uuid", "images")],
+}
+IMAGES_RULES = {"images": ["format"]}  # a format that is guessed would be the choice of whoever wrote the image
+
+DISK_OF_GUEST = {"disk": {"type": "str"}}
+DISK_OF_GUEST_RULES = {"required_by": dict(IMAGES_RULES, name=["disk"], uuid=["disk"])}
 DISK = {"disk": {"type": "str", "required": True}}
 
 BANDWIDTH = {"bandwidth": {"type": "str"}}
@@ -22,6 +32,8 @@ WAIT = {
     "wait_timeout": {"type": "int", "default": 86400},
     "poll_interval": {"type": "float", "default": 1.0},
     "on_timeout": {"type": "str", "default": "leave", "choices": ["leave", "abort"]},
+}
+WATCHED = {
     "progress": {"type": "bool", "default": True},  # for the action plugin
     "phase": {"type": "str", "default": "whole", "choices": ["whole", "start", "finish", "adopt"]},
 }

@@ -21,10 +21,11 @@ from ansible.module_utils.basic import missing_required_lib
 
 from ._core import domain_xml
 from ._core.errors import JobFailed, LiveStorageError, Moved, VerifyFailed
+from ._core.model import Needs
 from ._core.pivot import agrees, writes
-from ._core.plan import ABORT, COMMIT, COPY, DELETE, PIVOT, WAIT, Plan
-from ._core.render import diff_text, domains_result, job_result, steps_result
-from ._core.verify import definitions, mismatches, needed_again, same_as_before
+from ._core.plan import ABORT, COMMIT, COPY, DELETE, FREEZE, PIVOT, WAIT, Plan
+from ._core.render import diff_text, domains_result, images_result, job_result, steps_result
+from ._core.verify import definitions, disk_results, mismatches, needed_again, same_as_before, still_kept
 from ._edge import libvirt_host
 from ._edge.host import Host
 
@@ -76,6 +77,8 @@ def _failure(operation, error: BaseException, facts: dict) -> dict:
         failure.update(operation.NOTHING)
     else:
         failure.update(domains=[], steps=[], spoils=[], rolled_back=None, job=job, diff={"before": "", "after": ""})
+        failure.update({"images": []} if operation.IMAGES else {})
+        failure.update({"results": [], "quiesced": None} if operation.PER_DISK else {})
     failure.update(own, msg=str(error))
     if isinstance(error, LiveStorageError):
         failure["code"] = error.code
@@ -137,21 +140,22 @@ class _Run:
 
     def _worked(self, plan: Plan, cut: int):
         """Do the steps before ``cut``; a look at what is then, verified."""
-        try:
-            self._do(plan.steps[:cut])
-        except JobFailed as error:
-            if self._happened(plan) is None:
-                raise
-            self._warn(["%s Yet the chain is as planned." % error])  # libvirt said canceled or failed, the chain says done
-            self._do(plan.steps[len(self.done) : cut])
+        while len(self.done) < cut:
+            try:
+                self._do(plan.steps[len(self.done) : cut])
+            except JobFailed as error:
+                if self._happened(plan) is None:
+                    raise
+                self._warn(["%s Yet the chain is as planned." % error])  # libvirt said canceled or failed, the chain says done
         return self._verified(plan)
 
     def _happened(self, plan: Plan):
         """A look that shows that the fence step, the last that was begun, did what was planned of the running guest; or None."""
-        if plan.fence is None or len(self.done) != plan.fence + 1:
+        if not plan.is_fence(len(self.done) - 1):
             return None
         now = self._look()
-        return now if now is not None and not mismatches(plan, now.domains, with_config=False) else None
+        only = self.done[-1].disk if plan.fences else None
+        return now if now is not None and not mismatches(plan, now.domains, with_config=False, only=only) else None
 
     def _do(self, steps) -> None:
         for step in steps:
@@ -167,26 +171,29 @@ class _Run:
     def _verified(self, plan: Plan):
         ends = [step for step in plan.steps if step.action == ABORT]
         asked = any(step.detail["unseen"] for step in ends)
-        now = self.host.observe(replace(self.request.needs, qemu=True, doubts=False) if asked else self.request.needs)
+        needs = replace(self.request.needs, qemu=True, doubts=False) if asked else self.request.needs
+        now = self.host.observe(_following(needs, plan))
         astray = self._astray(now, asked) if ends else []
         if astray:
             error = VerifyFailed("stale_pivot", "The job was ended, but its pivot had begun before: run the same task again, which protects the next start.")
             error.keep, error.stands = True, "; ".join(astray)
             raise error
-        wrong = mismatches(plan, now.domains)
+        wrong = mismatches(plan, now.domains) + (still_kept(plan, now) if plan.settles and needs.snapshots else [])
         if wrong:
             raise VerifyFailed("verify_failed", "The result is not what was planned: %s." % "; ".join(wrong))
         return now
 
     def _failed(self, plan: Plan, error: BaseException) -> _Failed:
         """After an error: find out what is so, undo what may be undone, and say exactly how the guest stands."""
-        crossed = (plan.fence is not None and len(self.done) > plan.fence + 1) or self._happened(plan) is not None
-        complaints = [] if crossed or getattr(error, "keep", False) else self._undo()
+        kept = plan.crossed(len(self.done))
+        over = (kept > 0 and not plan.fences) or self._happened(plan) is not None
+        complaints = [] if over or getattr(error, "keep", False) else self._undo(self.done[kept:])
         return _Failed(error, self._account(plan, error, complaints))
 
-    def _undo(self) -> list:
+    def _undo(self, steps: list) -> list:
         complaints = []
-        for step in reversed(self.done):
+        backwards = list(reversed(steps))
+        for step in sorted(backwards, key=lambda step: step.action != FREEZE):  # a frozen guest hangs, and merging back may take long
             try:
                 self.host.undo(step)
             except Exception as trouble:
@@ -211,13 +218,13 @@ class _Run:
         if stands is not None:  # libvirt's own word about the guest is wrong or not known, whatever the look says
             told = ["The guest is not as it was before: %s." % stands]
             facts.update(rolled_back=False)
-            facts.update({} if now is None else {"domains": domains_result(now.domains), "diff": self._diff(plan.before, now.domains)})
+            facts.update({} if now is None else self._shown(plan, now.domains))
         elif now is None:
             told = ["The guest cannot be looked at now: nothing is known about its chain."]
         else:
             left = same_as_before(plan, now.domains) + self._removed(now) + self._astray(now, asked) + self._unfinished(plan, now)
             told = ["The guest is not as it was before: %s." % "; ".join(left) if left else "The guest is as it was before."]
-            facts.update(changed=bool(left), rolled_back=not left, domains=domains_result(now.domains), diff=self._diff(plan.before, now.domains))
+            facts.update(self._shown(plan, now.domains), changed=bool(left), rolled_back=not left)
             job = self._job(plan, now.domains)
             facts.update({"job": job} if job else {})
         sentence = str(error) if isinstance(error, (LiveStorageError, _Interrupted)) else "Unexpected %s: %s" % (type(error).__name__, error)
@@ -228,7 +235,7 @@ class _Run:
         running = [(domain, disk) for domain in now.domains for disk in domain.disks if disk.job is not None and disk.target in plan.touched]
         phased = running if self.module.params.get("phase") == "finish" else []
         found = ["the %s job on disk %s of guest %s goes on" % (disk.job.type, disk.target, domain.name) for domain, disk in phased]
-        crossed = plan.fence is not None and len(self.done) > plan.fence + 1
+        crossed = plan.crossed(len(self.done)) > 0 and not plan.fences
         return found + (definitions(plan, now.domains) if crossed else [])
 
     def _astray(self, now, asked: bool) -> list:
@@ -256,13 +263,21 @@ class _Run:
     def _show(self, plan: Plan, domains: tuple) -> dict:
         return {
             "changed": plan.changes,
-            "domains": domains_result(domains),
             "steps": steps_result(plan, self.done),
             "spoils": list(plan.spoils),
             "rolled_back": None,
             "job": self._job(plan, domains),
-            "diff": self._diff(plan.before, domains),
+            **self._shown(plan, domains),
         }
+
+    def _shown(self, plan: Plan, domains: tuple) -> dict:
+        """The guests and images as they are (or would be), and how far each disk is where a plan works on several."""
+        found = {"domains": domains_result(domains), "diff": self._diff(plan.before, domains)}
+        if self.operation.IMAGES:
+            found["images"] = images_result(domains)
+        if self.operation.PER_DISK:
+            found.update(results=disk_results(plan, domains), quiesced=self.host.quiesced if self.done and plan.quiesces else plan.quiesces)
+        return found
 
     def _warn(self, warnings) -> None:
         for warning in warnings:
@@ -274,6 +289,16 @@ class _Run:
 
     def _diff(self, before: tuple, after: tuple) -> dict:
         return {"before": diff_text(before), "after": diff_text(after)}
+
+
+def _following(needs: Needs, plan: Plan) -> Needs:
+    """Images by themselves are looked at where the plan puts them: a chain whose active layer was merged begins further down."""
+    bare = [domain for domain in plan.after if domain.bare]
+    if not bare:
+        return needs
+    active = [domain.disks[0].chain.active for domain in bare]
+    keys = tuple(key if layer is None or layer.path is None else (layer.path, layer.format) for layer, key in zip(active, needs.bare))
+    return replace(needs, bare=keys, names=tuple(domain.name for domain in bare))
 
 
 def _ending(plan: Plan) -> LiveStorageError:

@@ -8,17 +8,24 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: block_commit
-short_description: Merge layers of a running guest's disk into a layer below
+short_description: Merge layers of a disk into a layer below, live or offline
 version_added: 0.1.0
 author: Contributors to livestorage.libvirt (@livestorage)
 description:
-  - Copies what the layers from O(top) down to just above O(base) hold into O(base), while the guest runs, and takes them out of
-    the chain.
+  - Copies what the layers from O(top) down to just above O(base) hold into O(base), and takes them out of the chain. A running guest goes
+    on meanwhile.
   - If O(top) is the active layer, the guest goes on in O(base) afterwards (the pivot). That is how an overlay is undone.
   - As soon as the job has started, O(base) holds newer data than before. The result's RV(spoils) names the layers that this
     harms for anyone who uses them alone.
   - A base that another disk uses is refused, and so is one of which that cannot be told, because the chain of some guest cannot
-    be read to its end.
+    be read to its end. A base that its operator protects (no write bit in its mode, immutable, on a file system that is mounted read-only)
+    is refused, too, and so are layers that a snapshot needs, since M(livestorage.libvirt.external_snapshot) deletes snapshots.
+  - On hosts where AppArmor keeps QEMU from writing to a base (libvirt before 12.1), that is refused before anything starts, also in check
+    mode, with the line of the guest's own profile that is in the way. Without it the guest stays confined, and the commit works.
+  - Where the guest is off, or O(images) are given, the same is done by qemu-img, with the same options and results, and at once whatever
+    O(wait) says. The images are locked as QEMU itself locks them before anything is written, so that nobody can open them meanwhile, not even
+    if this task is killed while qemu-img works. After that the definition of the guest is put right. What a guest would see does not
+    change at any moment in between, and a run that was killed is simply run again.
 options:
   top:
     description:
@@ -38,6 +45,13 @@ options:
     type: bool
     default: false
     version_added: 0.1.0
+  resize_base:
+    description:
+      - Let a base that is smaller than O(top) grow to the size of it, which is refused otherwise. QEMU would let it grow without asking.
+      - A block device cannot grow by this. One that is too small is refused in any case.
+    type: bool
+    default: false
+    version_added: 0.1.0
   delete_merged:
     description:
       - Remove the files of the merged layers once the new chain is verified. Refused before anything starts if another disk of
@@ -51,12 +65,13 @@ attributes:
   idempotent:
     support: partial
     details:
-      - Only if both O(top) and O(base) are given.
+      - Only if both O(top) and O(base) are given, or for O(images), which are compared with their base.
 extends_documentation_fragment:
   - livestorage.libvirt._connection
-  - livestorage.libvirt._disk
-  - livestorage.libvirt._disk.guest
+  - livestorage.libvirt._disk.of_guest
+  - livestorage.libvirt._disk.guest_or_images
   - livestorage.libvirt._wait
+  - livestorage.libvirt._wait.watched
   - livestorage.libvirt._wait.bandwidth
   - livestorage.libvirt._attributes
   - livestorage.libvirt._attributes.changes
@@ -73,6 +88,14 @@ EXAMPLES = r"""
     disk: vda
     top: /srv/fast/vm1.qcow2
     base: /var/lib/libvirt/images/vm1.qcow2
+    delete_merged: true
+
+- name: Merge the overlay of a template that no guest uses yet
+  livestorage.libvirt.block_commit:
+    images:
+      - /srv/build/template-new.qcow2
+    format: qcow2
+    base: /srv/build/template.qcow2
     delete_merged: true
 """
 
@@ -233,6 +256,20 @@ domains:
               description: The layers of the mirror, with the same keys as the layers of the disk.
               type: list
               elements: dict
+images:
+  description: The O(images), each with the chain that it begins, or that took its place. Empty where a guest was named.
+  type: list
+  elements: dict
+  returned: always
+  contains:
+    path:
+      description: The path as it was given.
+      type: str
+      sample: /srv/build/template-new.qcow2
+    chain:
+      description: The layers, with the same keys as the layers of a guest's disk.
+      type: list
+      elements: dict
 steps:
   description: The plan, step by step.
   type: list
@@ -329,17 +366,20 @@ def main():
     module = AnsibleModule(
         argument_spec=dict(
             _arguments.CONNECTION,
-            **_arguments.GUEST,
-            **_arguments.DISK,
+            **_arguments.GUEST_OR_IMAGES,
+            **_arguments.DISK_OF_GUEST,
             **_arguments.BANDWIDTH,
             **_arguments.WAIT,
+            **_arguments.WATCHED,
             top={"type": "str"},
             base={"type": "str"},
+            resize_base={"type": "bool", "default": False},
             keep_relative={"type": "bool", "default": False},
             delete_merged={"type": "bool", "default": False},
         ),
         supports_check_mode=True,
-        **_arguments.GUEST_RULES,
+        **_arguments.GUEST_OR_IMAGES_RULES,
+        **_arguments.DISK_OF_GUEST_RULES,
     )
     _pipeline.run(module, block_commit)
 

@@ -192,6 +192,7 @@ extends_documentation_fragment:
   - livestorage.libvirt._disk
   - livestorage.libvirt._disk.guest
   - livestorage.libvirt._wait
+  - livestorage.libvirt._wait.watched
   - livestorage.libvirt._wait.bandwidth
   - livestorage.libvirt._attributes
   - livestorage.libvirt._attributes.changes
@@ -528,6 +529,7 @@ def main():
             **_arguments.DISK,
             **_arguments.BANDWIDTH,
             **_arguments.WAIT,
+            **_arguments.WATCHED,
             dest={"type": "dict", "options": DEST},
             state={"type": "str", "default": "pivoted", "choices": ["pivoted", "mirrored", "absent"]},
             shallow={"type": "bool", "default": False},

@@ -37,6 +37,7 @@ extends_documentation_fragment:
   - livestorage.libvirt._disk
   - livestorage.libvirt._disk.guest
   - livestorage.libvirt._wait
+  - livestorage.libvirt._wait.watched
   - livestorage.libvirt._attributes
   - livestorage.libvirt._attributes.changes
   - livestorage.libvirt._attributes.actiongroup
@@ -323,6 +324,7 @@ def main():
             **_arguments.DISK,
             **_arguments.BANDWIDTH,
             **_arguments.WAIT,
+            **_arguments.WATCHED,
             state={"type": "str", "required": True, "choices": ["absent", "pivoted", "throttled"]},
         ),
         supports_check_mode=True,

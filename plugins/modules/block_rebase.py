@@ -8,21 +8,33 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: block_rebase
-short_description: Pull backing layers into the active layer of a running guest's disk
+short_description: Pull backing layers into a layer above, live or offline
 version_added: 0.1.0
 author: Contributors to livestorage.libvirt (@livestorage)
 description:
-  - Copies what the layers between the active one and O(base) hold into the active layer, while the guest runs, and takes them
-    out of the chain. O(base), such as a template that other guests share, stays and is not written to.
-  - Without O(base) the whole chain is pulled, and the active layer stands alone afterwards.
+  - Copies what the layers between O(top) and O(base) hold into O(top), by default the active layer, and takes them
+    out of the chain. A running guest goes on meanwhile. O(base), such as a template that other guests share, stays and is not written to.
+  - Without O(base) the whole chain is pulled, and O(top) stands on nothing afterwards.
+  - Where the guest is off, or O(images) are given, the same is done by qemu-img, with the same options and results, and at once whatever
+    O(wait) says. The images are locked as QEMU itself locks them before anything is written, so that nobody can open them meanwhile, not even
+    if this task is killed while qemu-img works. After that the definition of the guest is put right. What a guest would see does not
+    change at any moment in between, and a run that was killed is simply run again.
   - The end is proven by libvirt's events and by the chain read again. The files of the layers that left the chain stay,
     unless O(delete_dropped) names them.
   - A pull that an earlier run with the same options started is adopted. Any other job is left alone, and the module fails.
   - While the job runs, a note in the guest's live metadata says which pull it is. libvirt itself does not tell the base.
 options:
+  top:
+    description:
+      - The layer to pull into, by its path or by libvirt's address (V(vda[2])). By default the active layer.
+      - A layer below the active one can only be pulled into while no QEMU has the images open. libvirt (up to 12) pulls into the active layer
+        alone, and if QEMU is told to do it without libvirt, libvirt keeps a chain that is no longer so, for its next jobs and the next start.
+        M(livestorage.libvirt.block_commit) of O(top) into the layer below it works live and gives the same data.
+    type: str
+    version_added: 0.1.0
   base:
     description:
-      - The layer that stays below the active one, by its path or by libvirt's address (V(vda[2])).
+      - The layer that stays below O(top), by its path or by libvirt's address (V(vda[2])).
       - If it is left out, the chain is flattened.
     type: str
     version_added: 0.1.0
@@ -46,9 +58,10 @@ options:
     version_added: 0.1.0
 extends_documentation_fragment:
   - livestorage.libvirt._connection
-  - livestorage.libvirt._disk
-  - livestorage.libvirt._disk.guest
+  - livestorage.libvirt._disk.of_guest
+  - livestorage.libvirt._disk.guest_or_images
   - livestorage.libvirt._wait
+  - livestorage.libvirt._wait.watched
   - livestorage.libvirt._wait.bandwidth
   - livestorage.libvirt._attributes
   - livestorage.libvirt._attributes.changes
@@ -231,6 +244,20 @@ domains:
               description: The layers of the mirror, with the same keys as the layers of the disk.
               type: list
               elements: dict
+images:
+  description: The O(images), each with the chain that it begins, or that took its place. Empty where a guest was named.
+  type: list
+  elements: dict
+  returned: always
+  contains:
+    path:
+      description: The path as it was given.
+      type: str
+      sample: /srv/build/template-new.qcow2
+    chain:
+      description: The layers, with the same keys as the layers of a guest's disk.
+      type: list
+      elements: dict
 steps:
   description: The plan, step by step.
   type: list
@@ -327,16 +354,19 @@ def main():
     module = AnsibleModule(
         argument_spec=dict(
             _arguments.CONNECTION,
-            **_arguments.GUEST,
-            **_arguments.DISK,
+            **_arguments.GUEST_OR_IMAGES,
+            **_arguments.DISK_OF_GUEST,
             **_arguments.BANDWIDTH,
             **_arguments.WAIT,
+            **_arguments.WATCHED,
+            top={"type": "str"},
             base={"type": "str"},
             keep_relative={"type": "bool", "default": False},
             delete_dropped={"type": "list", "elements": "str", "default": []},
         ),
         supports_check_mode=True,
-        **_arguments.GUEST_RULES,
+        **_arguments.GUEST_OR_IMAGES_RULES,
+        **_arguments.DISK_OF_GUEST_RULES,
     )
     _pipeline.run(module, block_rebase)
 

@@ -8,27 +8,52 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: external_snapshot
-short_description: Put an overlay on disks of a running guest
+short_description: Take external snapshots of a guest, delete them in either direction, and go back to them
 version_added: 0.1.0
 author: Contributors to livestorage.libvirt (@livestorage)
 description:
-  - Takes an external, disk-only snapshot of a running guest. Each disk gets a new active layer (the overlay), and the layer
-    that was active until now becomes its backing file.
-  - All disks are done in one transaction of QEMU, so that the lower layers hold one moment of the guest.
-  - If the snapshot fails, the guest is as it was before. If a fresh look contradicts the plan, the overlays are merged back.
+  - With O(state=present), takes an external snapshot. Each disk gets a new active layer (the overlay), and the layer
+    that was active until now becomes its backing file. All disks of a running guest are done in one transaction of QEMU, so that the lower
+    layers hold one moment of the guest.
+  - With O(state=absent), deletes one. On each disk the overlay is merged into the layer below it (backward), or what that layer holds
+    is pulled into the overlay (forward). The disks are done one after the other, each in its own direction, and RV(results) tells of
+    each. What is done stays done if a later disk fails, and the next run
+    goes on from there. At last libvirt's metadata of the snapshot goes, and that of the other snapshots names the layers that are there
+    then, so that libvirt can still delete them and revert to them.
+  - A deletion writes into the layers below its overlays from its first moment on. Once it was begun there is no way back to the snapshot, which
+    is remembered, and O(state=reverted) refuses it.
+  - With O(state=reverted), goes back to one. Each of its disks gets a new overlay on the layer that holds the moment, which is
+    never written to, so that one can go back again. Below libvirt 9.9 the guest has to be off. From 9.9 on libvirt itself reverts one that
+    runs, if it keeps the snapshot's metadata, and restarts it.
+  - If a snapshot cannot be taken, the guest is as it was before. If a fresh look contradicts the plan, the overlays are merged back.
+  - Guests that are off, and O(images) that belong to no guest, get their overlays by qemu-img, with the owner, group and mode of the layer
+    below, and their merges as with M(livestorage.libvirt.block_commit) and M(livestorage.libvirt.block_rebase).
 options:
+  state:
+    description:
+      - V(present) takes the snapshot, V(absent) deletes it, V(reverted) goes back to it.
+    type: str
+    choices: [present, absent, reverted]
+    default: present
+    version_added: 0.1.0
+  snapshot_name:
+    description:
+      - The name of the snapshot. Needed if O(metadata) is set or a disk has no path, and for O(state=reverted).
+      - For O(state=absent) it is the snapshot with all its disks. Without it, O(disks) name the layers.
+    type: str
+    version_added: 0.1.0
   disks:
     description:
-      - The disks to snapshot. By default every writable disk.
-      - Either all of them are on their overlay already (nothing is done) or none is. Anything between is refused, because a
-        moment that has passed cannot be completed.
+      - For O(state=present) the disks to snapshot. By default every writable disk. Either all of them are on their overlay already (nothing
+        is done) or none is. Anything between is refused, because a moment that has passed cannot be completed.
+      - For O(state=absent) the directions of single disks. Without O(snapshot_name), the overlays to merge, whoever made them.
     type: list
     elements: dict
     version_added: 0.1.0
     suboptions:
       disk:
         description:
-          - The disk, by its target in the guest (V(vda)) or by the path of its active layer.
+          - The disk, by its target in the guest (V(vda)) or by the path of its active layer. With O(images), the path of the image.
         type: str
         required: true
         version_added: 0.1.0
@@ -39,6 +64,47 @@ options:
           - By default the path of the active layer with its suffix replaced by O(snapshot_name), as libvirt does it.
         type: str
         version_added: 0.1.0
+      type:
+        description:
+          - What the overlay is in. By default V(network) where there is a protocol, else V(file).
+          - A V(block) device is formatted by QEMU, and what was on it is lost. One that the host itself uses is refused.
+          - A V(network) export is formatted, too, unless O(reuse_existing) is set. It needs a running guest.
+        type: str
+        choices: [file, block, network]
+        version_added: 0.1.0
+      protocol:
+        description:
+          - The protocol of an overlay on the network. Needed if the type is V(network).
+        type: str
+        choices: [nbd, iscsi, rbd, nfs, gluster, ssh]
+        version_added: 0.1.0
+      name:
+        description:
+          - The name of the export or image on the server. By default the server's default export.
+        type: str
+        version_added: 0.1.0
+      host:
+        description:
+          - The servers of an overlay on the network. Needed if the protocol is V(nbd), exactly one then.
+        type: list
+        elements: dict
+        version_added: 0.1.0
+        suboptions:
+          name:
+            description:
+              - The name or address of the server. Needed if there is no socket.
+            type: str
+            version_added: 0.1.0
+          port:
+            description:
+              - The port. By default 10809 for V(nbd), else that of libvirt.
+            type: int
+            version_added: 0.1.0
+          socket:
+            description:
+              - The absolute path of a UNIX socket. Needed if there is no name.
+            type: str
+            version_added: 0.1.0
       format:
         description:
           - The format of the overlay.
@@ -46,48 +112,139 @@ options:
         choices: [qcow2, qed]
         default: qcow2
         version_added: 0.1.0
-  snapshot_name:
-    description:
-      - The name of the snapshot. Needed if O(metadata) is set or a disk has no path.
-    type: str
-    version_added: 0.1.0
+      on_delete:
+        description:
+          - How the deletion of this snapshot shall merge this disk. By default as O(on_delete) says.
+        type: str
+        choices: [forward, backward]
+        version_added: 0.1.0
+      merge:
+        description:
+          - For O(state=absent), how this disk is merged. By default as O(merge) says.
+        type: str
+        choices: [forward, backward]
+        version_added: 0.1.0
+      layer:
+        description:
+          - For O(state=absent), the overlay by its path or by libvirt's address (V(vda[2])). Needed if there is no O(snapshot_name).
+          - An overlay of a snapshot with metadata is refused here, since its snapshot has to be deleted as a whole. One that is not in the
+            chain was merged before.
+        type: str
+        version_added: 0.1.0
   metadata:
     description:
       - Whether libvirt keeps metadata of the snapshot, so that it can be listed and deleted there.
-      - Set it to V(false) for an overlay that is part of other work, such as moving a disk.
+      - Set it to V(false) for an overlay that is part of other work, such as moving a disk. If it has a O(snapshot_name), a note in the
+        guest's own metadata remembers it, so that it can be deleted by that name.
     type: bool
     default: true
     version_added: 0.1.0
   reuse_existing:
     description:
       - The overlays were prepared. Each has to be an image of the stated format and of the disk's size, whose header names the
-        disk's active layer as backing file.
+        disk's active layer as backing file. What is on the network is not looked at.
     type: bool
     default: false
     version_added: 0.1.0
-  state:
+  description:
     description:
-      - V(present) takes the snapshot.
+      - A text that libvirt keeps with the snapshot. By default none.
     type: str
-    choices: [present]
-    default: present
     version_added: 0.1.0
+  memory:
+    description:
+      - The absolute path of a file that the memory of the running guest is written to, while it goes on. By default only the disks are
+        snapshotted. The time for it is O(wait_timeout).
+      - An existing file is refused, since libvirt would overwrite it. It needs O(metadata), and goes without O(quiesce).
+    type: str
+    version_added: 0.1.0
+  quiesce:
+    description:
+      - Let the guest agent freeze the file systems of the running guest before the snapshot, and thaw them after it, whatever becomes of
+        it. A guest without a connected agent is refused. Of one that is off nothing has to be frozen.
+    type: bool
+    default: false
+    version_added: 0.1.0
+  quiesce_fallback:
+    description:
+      - Take the snapshot without a freeze where that is not possible, with a warning. RV(quiesced) tells.
+    type: bool
+    default: false
+    version_added: 0.1.0
+  quiesce_timeout:
+    description:
+      - Seconds that the guest agent is given to freeze, and to thaw.
+    type: int
+    default: 30
+    version_added: 0.1.0
+  on_delete:
+    description:
+      - How the deletion of this snapshot shall merge its disks, which is remembered in the guest's own metadata. By default nothing is
+        remembered, and the deletion merges backward.
+    type: str
+    choices: [forward, backward]
+    version_added: 0.1.0
+  merge:
+    description:
+      - For O(state=absent), how each disk is merged. By default as its snapshot remembers (O(on_delete)), or else V(backward).
+      - V(backward) writes the overlay into the layer below it, V(forward) pulls that layer into the overlay. Forward into an overlay that
+        has others above it only works while the guest is off, see O(livestorage.libvirt.block_rebase#module:top).
+    type: str
+    choices: [forward, backward]
+    version_added: 0.1.0
+  resize_base:
+    description:
+      - For O(state=absent), let a layer that is smaller than the overlay grow when the overlay is merged into it. It is refused otherwise.
+    type: bool
+    default: false
+    version_added: 0.1.0
+  delete_files:
+    description:
+      - Remove the files that leave the chains, once the result is verified. For O(state=absent) those that were merged into others, and that
+        of the memory. For O(state=reverted) the overlays that the guest has left.
+      - Refused before anything starts where a disk of any guest or another snapshot needs one of them.
+    type: bool
+    default: false
+    version_added: 0.1.0
+attributes:
+  idempotent:
+    support: partial
+    details:
+      - A guest that runs is reverted each time, since it has written in between.
+      - A forward merge of a layer that is named by O(disks[].layer) merges one layer more each time.
 extends_documentation_fragment:
   - livestorage.libvirt._connection
-  - livestorage.libvirt._disk.guest
+  - livestorage.libvirt._disk.guest_or_images
+  - livestorage.libvirt._wait
+  - livestorage.libvirt._wait.bandwidth
   - livestorage.libvirt._attributes
   - livestorage.libvirt._attributes.changes
   - livestorage.libvirt._attributes.actiongroup
 seealso:
+  - module: livestorage.libvirt.external_snapshot_info
   - module: livestorage.libvirt.block_commit
   - module: livestorage.libvirt.block_rebase
 """
 
 EXAMPLES = r"""
-- name: Snapshot all writable disks of a guest
+- name: Snapshot all writable disks of a guest at a moment when its file systems are at rest
   livestorage.libvirt.external_snapshot:
     name: vm1
     snapshot_name: before-patch
+    quiesce: true
+
+- name: Keep what was written since then, and remove the overlays
+  livestorage.libvirt.external_snapshot:
+    name: vm1
+    snapshot_name: before-patch
+    state: absent
+    delete_files: true
+
+- name: Take the guest, which is off, back to that moment
+  livestorage.libvirt.external_snapshot:
+    name: vm1
+    snapshot_name: before-patch
+    state: reverted
 
 - name: Let a disk go on in a new file on faster storage
   livestorage.libvirt.external_snapshot:
@@ -96,6 +253,25 @@ EXAMPLES = r"""
     disks:
       - disk: vda
         path: /srv/fast/vm1.qcow2
+
+- name: Merge each disk in its own direction
+  livestorage.libvirt.external_snapshot:
+    name: vm1
+    snapshot_name: nightly
+    state: absent
+    disks:
+      - disk: vda
+        merge: forward
+      - disk: vdb
+        merge: backward
+
+- name: Merge an overlay that somebody else made
+  livestorage.libvirt.external_snapshot:
+    name: vm1
+    state: absent
+    disks:
+      - disk: vda
+        layer: /srv/images/vm1.leftover
 """
 
 RETURN = r"""
@@ -255,6 +431,44 @@ domains:
               description: The layers of the mirror, with the same keys as the layers of the disk.
               type: list
               elements: dict
+images:
+  description: The O(images), each with the chain that it begins, or that took its place. Empty where a guest was named.
+  type: list
+  elements: dict
+  returned: always
+  contains:
+    path:
+      description: The path as it was given.
+      type: str
+      sample: /srv/build/template-new.qcow2
+    chain:
+      description: The layers, with the same keys as the layers of a guest's disk.
+      type: list
+      elements: dict
+results:
+  description: How far each disk is that this run works on, also after a failure.
+  type: list
+  elements: dict
+  returned: always
+  contains:
+    disk:
+      description: The target of the disk in the guest, or the path of the image.
+      type: str
+      sample: vda
+    result:
+      description:
+        - V(done) is as planned, V(as_before) is as it was before, V(other) is neither of them. In check mode V(done) is what would be.
+      type: str
+      sample: done
+    msg:
+      description: What is not as planned, empty where all is.
+      type: str
+      sample: ""
+quiesced:
+  description: Whether the file systems of the guest were frozen for the snapshot. V(null) where that was not asked for, or the guest is off.
+  type: bool
+  returned: always
+  sample: true
 steps:
   description: The plan, step by step.
   type: list
@@ -348,23 +562,44 @@ from ansible_collections.livestorage.libvirt.plugins.module_utils._core.ops impo
 
 
 def main():
+    direction = {"type": "str", "choices": ["forward", "backward"]}
+    host = {"name": {"type": "str"}, "port": {"type": "int"}, "socket": {"type": "str"}}
     overlay = {
         "disk": {"type": "str", "required": True},
         "path": {"type": "str"},
+        "type": {"type": "str", "choices": ["file", "block", "network"]},
+        "protocol": {"type": "str", "choices": ["nbd", "iscsi", "rbd", "nfs", "gluster", "ssh"]},
+        "name": {"type": "str"},
+        "host": {"type": "list", "elements": "dict", "options": host},
         "format": {"type": "str", "choices": ["qcow2", "qed"], "default": "qcow2"},
+        "on_delete": direction,
+        "merge": direction,
+        "layer": {"type": "str"},
     }
     module = AnsibleModule(
         argument_spec=dict(
             _arguments.CONNECTION,
-            **_arguments.GUEST,
+            **_arguments.GUEST_OR_IMAGES,
+            **_arguments.BANDWIDTH,
+            **_arguments.WAIT,
             disks={"type": "list", "elements": "dict", "options": overlay},
             snapshot_name={"type": "str"},
             metadata={"type": "bool", "default": True},
             reuse_existing={"type": "bool", "default": False},
-            state={"type": "str", "choices": ["present"], "default": "present"},
+            description={"type": "str"},
+            memory={"type": "str"},
+            quiesce={"type": "bool", "default": False},
+            quiesce_fallback={"type": "bool", "default": False},
+            quiesce_timeout={"type": "int", "default": 30},
+            on_delete=direction,
+            merge=direction,
+            resize_base={"type": "bool", "default": False},
+            delete_files={"type": "bool", "default": False},
+            state={"type": "str", "choices": ["present", "absent", "reverted"], "default": "present"},
         ),
         supports_check_mode=True,
-        **_arguments.GUEST_RULES,
+        required_by=_arguments.IMAGES_RULES,
+        **_arguments.GUEST_OR_IMAGES_RULES,
     )
     _pipeline.run(module, external_snapshot)
 

@@ -53,6 +53,8 @@ class Watched(ActionBase):
         first = self._execute_module(module_args=dict(self._task.args, phase="start"), task_vars=task_vars)
         if first.get("failed") or first.get("unreachable") or first.get("skipped"):
             return first
+        if not any(domain["active"] for domain in first.get("domains", [])):
+            return first  # what no QEMU has open is merged by the first call
         if first.get("job"):
             self._watch(first, begun, task_vars)
         elif not first.get("changed") and not any(self._task.args.get(name) for name in DELETES):

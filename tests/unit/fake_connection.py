@@ -54,6 +54,9 @@ class Timeline:
     def close(self):
         self.calls.append("close")
 
+    def settle(self):
+        """No call is given up here."""
+
     def handle(self, selection):
         return Handle() if self._state() is not None else None
 

@@ -36,9 +36,11 @@ class Guest:
     active: bool = True
     word: str = "running"
     persistent: bool = True
+    saved: bool = False
     jobs: dict = field(default_factory=dict)
     later: dict | None = None
     shots: list = field(default_factory=list)
+    checkpoints: dict = field(default_factory=dict)
     sizes: dict = field(default_factory=dict)
     qemu: dict = field(default_factory=dict)
     errors: dict = field(default_factory=dict)
@@ -65,6 +67,9 @@ class Guest:
     def isPersistent(self):
         return self.persistent
 
+    def hasManagedSaveImage(self, flags):
+        return int(self.saved)
+
     def XMLDesc(self, flags):
         self._called("XMLDesc")
         return self.config if flags == Binding.VIR_DOMAIN_XML_INACTIVE else self.xml
@@ -78,6 +83,10 @@ class Guest:
         self._called("listAllSnapshots")
         return [Shot(one) for one in self.shots]
 
+    def listAllCheckpoints(self, flags):
+        self._called("listAllCheckpoints")
+        return [Checkpoint(*one) for one in self.checkpoints.items()]
+
     def stats(self) -> dict:
         found = {"block.count": len(self.sizes)}
         for number, ((disk, index), (capacity, physical)) in enumerate(self.sizes.items()):
@@ -86,17 +95,42 @@ class Guest:
         return found
 
 
+class Checkpoint:
+    """A checkpoint: its name and the (disk, bitmap) pairs."""
+
+    def __init__(self, name, pairs):
+        self._name, self._pairs = name, pairs
+
+    def getName(self):
+        return self._name
+
+    def getXMLDesc(self, flags):
+        disks = "".join("<disk name='%s' checkpoint='bitmap' bitmap='%s'/>" % tuple(pair) for pair in self._pairs)
+        return "<domaincheckpoint><name>%s</name><disks>%s</disks></domaincheckpoint>" % (self._name, disks)
+
+
 class Shot:
-    """A snapshot: its name and the (disk, path) pairs of its overlays (files) and of what was active then (bases)."""
+    """A snapshot: its name and the (disk, path) pairs of its overlays (files) and of what was active then (bases).
+
+    And more, where a case says it: ``internal`` (disks), ``memory`` (a path), ``parent``, ``description``, ``created`` and ``state``.
+    """
 
     def __init__(self, facts):
         self.facts = facts
 
+    def isCurrent(self):
+        return int(self.facts.get("current", False))
+
     def getXMLDesc(self, flags):
         disks = "".join("<disk name='%s' snapshot='external'><source file='%s'/></disk>" % tuple(pair) for pair in self.facts["files"])
         then = "".join("<disk><source file='%s'/><target dev='%s'/></disk>" % (path, disk) for disk, path in self.facts.get("bases", ()))
-        parts = (self.facts["name"], disks, then)
-        return "<domainsnapshot><name>%s</name><disks>%s</disks><domain><devices>%s</devices></domain></domainsnapshot>" % parts
+        disks += "".join("<disk name='%s' snapshot='internal'/>" % disk for disk in self.facts.get("internal", ()))
+        words = {"description": "description", "created": "creationTime", "state": "state"}
+        more = "".join("<%s>%s</%s>" % (word, self.facts[key], word) for key, word in words.items() if key in self.facts)
+        more += "<parent><name>%s</name></parent>" % self.facts["parent"] if "parent" in self.facts else ""
+        more += "<memory snapshot='external' file='%s'/>" % self.facts["memory"] if "memory" in self.facts else "<memory snapshot='no'/>"
+        parts = (self.facts["name"], more, disks, then)
+        return "<domainsnapshot><name>%s</name>%s<disks>%s</disks><domain><devices>%s</devices></domain></domainsnapshot>" % parts
 
 
 class Volume:
@@ -115,7 +149,7 @@ class Hypervisor:
 
     def __init__(self, guests=(), volumes=None, pools=None, uri="qemu:///system"):
         self.guests, self.volumes, self.pools, self.uri = list(guests), volumes or {}, pools or {}, uri
-        self.alive, self.closed, self.calls, self.errors = True, False, [], {}
+        self.alive, self.closed, self.calls, self.errors, self.version = True, False, [], {}, 9000000
 
     def _called(self, what: str) -> None:
         self.calls.append(what)
@@ -124,6 +158,12 @@ class Hypervisor:
 
     def getURI(self):
         return self.uri
+
+    def getLibVersion(self):
+        return self.version
+
+    def getVersion(self):
+        return 7002022
 
     def isAlive(self):
         return self.alive
@@ -178,7 +218,7 @@ class Binding:
     VIR_ERR_OPERATION_INVALID, VIR_ERR_NO_SUPPORT, VIR_FROM_RPC = OPERATION_INVALID, NO_SUPPORT, 7
     VIR_DOMAIN_XML_INACTIVE, VIR_DOMAIN_BLOCK_JOB_INFO_BANDWIDTH_BYTES, VIR_DOMAIN_STATS_BLOCK = 2, 1, 32
     VIR_CONNECT_GET_ALL_DOMAINS_STATS_BACKING, VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT = 1 << 30, 1 << 29
-    VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE = 1
+    VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE, VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN = 1, 2
 
     def __init__(self, hypervisor):
         self.hypervisor, self.commands = hypervisor, []

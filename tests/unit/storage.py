@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.host_facts import Image, Probe
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.host_facts import File, Image, Probe
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.image_info import SAFE_FORMATS, resolve_backing
 
 GiB, MiB = 1 << 30, 1 << 20
@@ -52,6 +52,19 @@ class Storage:
         known = self.table.setdefault(path, {"format": "qcow2", "kind": "file", "image": {}})
         header = dict(known["image"], **(facts.get("image") or {}))
         known.update(facts, image=None if facts.get("image", {}) is None else header)
+
+    def table_keys(self):
+        """Every path with the format that a header above it may name, and without one."""
+        return [(path, format_) for path, facts in self.table.items() for format_ in (None, facts.get("format"))]
+
+    def read_file(self, path) -> File:
+        """As files.read_file."""
+        real = self.real(path)
+        facts = self.table.get(real)
+        if facts is None or "link" in facts:
+            return File(path, False, parent="dir", real=real)
+        inode = sorted(self.table).index(real)
+        return File(path, True, facts["kind"], facts.get("physical", MiB), 1, inode, real, "dir", protected=facts.get("protected"))
 
     def real(self, path):
         seen = set()

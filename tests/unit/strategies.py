@@ -38,15 +38,17 @@ def _host():
     return st.one_of(named, _pairs(name=st.just("store2")), _pairs(name=st.just("store3"), port=ports, transport=st.just("tcp")))
 
 
-def _network(words):
+def _one_host():
     socket = _pairs(socket=_path(SAFE), transport=st.just("unix"))
+    return st.one_of(_host(), socket).map(lambda host: (host,))
 
+
+def _network(words):
     def build(protocol, hosts):
         return st.builds(Layer, type=st.just("network"), source=_pairs(protocol=st.just(protocol), name=words), hosts=hosts)
 
-    one = st.lists(st.one_of(_host(), socket), min_size=1, max_size=1).map(tuple)
     several = st.lists(_host(), min_size=2, max_size=3).map(tuple)
-    return st.one_of(build("nbd", one), build("rbd", several), build("gluster", several), build("rbd", st.just(())))
+    return st.one_of(build("nbd", _one_host()), build("rbd", several), build("gluster", several), build("rbd", st.just(())))
 
 
 def _nvme():
@@ -170,3 +172,9 @@ def overlays(words=WORDS):
     return st.one_of(_with_path("file", "file", words), _with_path("block", "dev", words)).flatmap(
         lambda layer: st.sampled_from(("qcow2", "qed")).map(lambda format_: Layer(layer.type, layer.source, format_))
     )
+
+
+def placed():
+    """New active layers of all the kinds that a snapshot can go to, exports of NBD included."""
+    export = st.builds(Layer, type=st.just("network"), source=_pairs(protocol=st.just("nbd"), name=SAFE), format=st.just("qcow2"), hosts=_one_host())
+    return st.one_of(overlays(SAFE), export)

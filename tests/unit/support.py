@@ -6,16 +6,30 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
 
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.domain_xml import mentioned, parse_domain, parse_snapshot
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.headers import below, wanted
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.host_facts import NOT_ASKED, File, Image, Node, Process, QemuView, Versions, Volume
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.apparmor import Confinement
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.domain_xml import mentioned, parse_domain
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.headers import bare_guest, below, wanted, whole
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.host_facts import (
+    NOT_ASKED,
+    File,
+    Image,
+    Node,
+    Probe,
+    Process,
+    QemuView,
+    Sizes,
+    Versions,
+    Volume,
+)
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Job, Observed, Snapshot, Use
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.pivot import doubtful
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.snapshot_xml import parse_snapshot
 from ansible_collections.livestorage.libvirt.tests.unit.storage import GiB, Storage
 
 HERE = Path(__file__).resolve().parent
@@ -89,11 +103,15 @@ def texts(folder, facts: dict) -> tuple:
 
 
 def guest(case: dict, folder: Path, facts: dict):
-    """One guest of a case: ``xml`` and ``config`` name files, ``replace`` changes their text, ``job`` is by disk."""
+    """One guest of a case: ``xml`` and ``config`` name files, ``replace`` changes their text, ``job`` is by disk.
+
+    ``noted`` is what our note in its metadata says, ``agent`` the state of its agent's channel, ``saved``: it has a managed save image.
+    """
 
     xml, config = texts(folder, facts)
     found = parse_domain(xml, facts.get("active", True), facts.get("state", "running"), facts.get("persistent", True), config)
-    found = replace(found, mentioned=mentioned(xml))
+    found = replace(found, mentioned=mentioned(xml), saved=facts.get("saved", False), agent=facts.get("agent", found.agent))
+    found = replace(found, noted=tuple(map(snapshot_of, facts.get("noted", ()))) or found.noted)
     jobs, sizes = case.get("jobs", {}), case.get("capacities", {})
     unknown = (set(jobs) | set(sizes)) - {disk.target for disk in found.disks}
     if unknown:
@@ -109,37 +127,126 @@ def _running(disk, facts):
 
 def observed(case: dict, needs, folder: Path) -> Observed:
     """What a host would show of a case: only that which ``needs`` names."""
-    domains = tuple(guest(case, folder, facts) for facts in case["guests"])
+    everybody = tuple(guest(case, folder, facts) for facts in case["guests"])
+    domains = tuple(one for one in everybody if needs.guests and _selected(one, needs.selection))
     local = case.get("local", True)
-    paths = list(needs.paths)
-    if needs.paths_of is not None and domains:
-        paths += needs.paths_of(domains[0])
+    snapshots = tuple(map(snapshot_of, case.get("snapshots", ()))) if needs.snapshots and domains else ()
+    shots = {one.uuid: tuple(map(snapshot_of, case.get("snapshots", ()))) for one in domains[:1]} if needs.shots else {}
+    named = _of_snapshots(needs, domains, (*snapshots, *(one for several in shots.values() for one in several)))
+    volume = Volume(*needs.volume, **case["volume"]) if needs.volume is not None else None
+    storage = Storage(everybody, headers_of(case))
+    if needs.headers and local:
+        probes = _probes(storage, domains, needs, volume, named)
+    else:
+        probes = {key: Probe(*key, problem="remote") for key in needs.bare if needs.headers}
+    if needs.offline:
+        domains = tuple(whole(one, probes, needs.headers, functools.partial(_alike, case)) for one in domains) + _alone(needs, probes)
+    paths = list(needs.paths) + named
+    if needs.paths_of is not None:
+        paths += [path for domain in (domains if needs.as_guests else domains[:1]) for path in needs.paths_of(domain)]
+    if needs.paths_with is not None:
+        paths += [path for domain in domains for path in needs.paths_with(domain, shots.get(domain.uuid, ()))]
     images = {path: Image(path, format, **case["images"][path]) for path, format in needs.images if path in case.get("images", {})}
-    snapshots = tuple(Snapshot(one["name"], tuple(map(tuple, one["files"]))) for one in case.get("snapshots", ()))
     if not needs.capacities:
         domains = tuple(replace(one, disks=tuple(replace(disk, capacity=None) for disk in one.disks)) for one in domains)
     processes = tuple(process_of(one) for one in case.get("processes", ())) if needs.doubts and local else ()
-    volume = Volume(*needs.volume, **case["volume"]) if needs.volume is not None else None
     if volume is not None and volume.path is not None:
         paths.append(volume.path)
     return Observed(
         domains,
-        files=_files(case, domains, paths) if local else {},
+        files=_files(case, everybody, storage, paths) if local else {},
         images=images if local else {},
-        uses=_uses(case, domains) if needs.uses else (),
+        uses=_uses(case, everybody, storage) if needs.uses else (),
         unread=tuple(case.get("unread", ())) if needs.uses else (),
-        snapshots=snapshots if needs.snapshots else (),
+        snapshots=snapshots,
         local=local,
-        probes=_probes(case, domains, needs, volume) if needs.headers and local else {},
+        probes=probes,
+        sizes=_sizes(case, domains) if needs.sizes else {},
         qemu=_views(case, domains, processes) if needs.doubts else {},
         processes=processes,
         troubles=tuple(case.get("troubles", ())),
-        bitmaps=tuple(map(tuple, case.get("bitmaps", ()))) if needs.bitmaps else (),
+        bitmaps=tuple(map(tuple, case.get("bitmaps", ()))) if needs.bitmaps and not needs.shots and domains else (),
+        shots=shots,
+        checkpoints={uuid: (("monday", tuple(map(tuple, case.get("bitmaps", ())))),) for uuid in shots} if needs.bitmaps else {},
         volume=volume,
         measured=case.get("measured") if needs.measure is not None and domains and needs.measure(domains[0]) is not None and local else None,
         holds=case.get("holds") if needs.prepared is not None and domains and needs.prepared(domains[0]) and local else None,
+        held=_held(case, domains) if needs.offline and local else {},
+        same=_same(case, needs, domains) if local else {},
+        confinement=_confined(case, domains) if needs.confinement and local else {},
         versions=Versions(tuple(case.get("libvirt", (9, 0, 0))), (7, 2, 22)) if needs.versions else NOT_ASKED,
     )
+
+
+def _selected(domain, selection) -> bool:
+    return not selection.single or domain.name == selection.name or domain.uuid == selection.uuid
+
+
+def snapshot_of(facts: dict) -> Snapshot:
+    """A snapshot of a case: pairs are lists there."""
+
+    def pairs(value):
+        return tuple(map(pairs, value)) if isinstance(value, list) else value
+
+    return Snapshot(**{name: pairs(value) for name, value in facts.items()})
+
+
+def headers_of(case: dict) -> dict:
+    """``headers`` of a case, and what its ``chains`` come to: each is a list of "path format" or "path format block", active first, as the headers tell it."""
+    found: dict = {}
+    for chain in case.get("chains", ()):
+        layers = [one.split() for one in chain]
+        for number, (path, format_, *kind) in enumerate(layers):
+            below_it = layers[number + 1] if number + 1 < len(layers) else (None, None)
+            found[path] = {"format": format_, "kind": kind[0] if kind else "file", "image": {"backing": below_it[0], "backing_format": below_it[1]}}
+    for path, facts in case.get("headers", {}).items():
+        known = found.get(path)
+        found[path] = facts if known is None or facts is None else dict(known, **dict(facts, image=dict(known["image"], **facts.get("image", {}))))
+    return found
+
+
+def _of_snapshots(needs, domains, snapshots) -> list:
+    noted = [shot for domain in domains[:1] for shot in domain.noted]
+    return [path for shot in [*snapshots, *noted] for path in shot.paths] if needs.of_snapshots else []
+
+
+def _alone(needs, probes) -> tuple:
+    """The images that were asked for by themselves."""
+    return tuple(bare_guest(path, format_, probes, needs.headers) for path, format_ in needs.bare) if needs.as_guests else ()
+
+
+def _sizes(case: dict, domains) -> dict:
+    """``sizes``: what libvirt's statistics say a layer shows, in bytes, by address (vda[2])."""
+    pairs = [(address.rstrip("]").partition("["), size) for address, size in case.get("sizes", {}).items()]
+    return {(domain.uuid, disk, int(index)): Sizes(size) for domain in domains if domain.active for (disk, dummy, index), size in pairs}
+
+
+def _held(case: dict, domains) -> dict:
+    """``held``: why an image cannot be locked, by path, as [for writing, for reading]."""
+    paths = {layer.path for domain in domains if not domain.active for disk in domain.disks for layer in disk.chain.layers if layer.path}
+    told = {path: case.get("held", {}).get(path, (None, None)) for path in paths}
+    return {(path, writes): reasons[0] if writes else reasons[1] for path, reasons in told.items() for writes in (True, False)}
+
+
+def _alike(case: dict, chain, dummy) -> bool:
+    """``same``, by the path of the active layer: whether the chain of a definition shows what that of the headers does."""
+    return case.get("same", {}).get(chain[0].path, False)
+
+
+def _same(case: dict, needs, domains) -> dict:
+    """``same``, by disk or image: whether the chains that are compared show the same; each only if it is asked for."""
+    asked = [(domain, target) for domain in domains for target, *dummy in needs.agree(domain)] if needs.agree is not None else []
+    return {(domain.uuid, target): case["same"][target] for domain, target in asked if target in case.get("same", {})}
+
+
+def _confined(case: dict, domains) -> dict:
+    """``confinement`` is what AppArmor's profile of a guest says, by the guest's name: its ``rules``, and its ``mode`` if it is not enforced."""
+    found = {}
+    for domain in domains:
+        facts, profile = case.get("confinement", {}).get(domain.name), "libvirt-" + domain.uuid
+        if facts is not None and domain.active:
+            found[domain.uuid] = Confinement("apparmor", profile, facts.get("mode", "enforce"), ("profile %s {" % profile, *facts["rules"], "}"))
+    return found
 
 
 def process_of(facts: dict) -> Process:
@@ -161,33 +268,42 @@ def _views(case: dict, domains, processes) -> dict:
     }
 
 
-def _probes(case: dict, domains, needs, volume) -> dict:
-    """What the headers say (see ``case_host.Storage``): as the XML, unless ``headers`` says otherwise."""
-    storage = Storage(domains, case.get("headers", {}))
-    todo = list(needs.bare) + ([(volume.path, needs.volume_format or volume.format)] if volume is not None and volume.exists else []) + wanted(domains)
-    named, found = {path for path, dummy in todo}, {}
+def _probes(storage, domains, needs, volume, named) -> dict:
+    """What the headers say (see ``case_host.Storage``): as the XML, unless ``headers`` or ``chains`` say otherwise."""
+    asked = list(needs.bare) + ([(volume.path, needs.volume_format or volume.format)] if volume is not None and volume.exists else [])
+    asked += [(path, None) for path in dict.fromkeys(named)]
+    return read_through(storage, asked + wanted(domains), {path for path, dummy in asked})
+
+
+def read_through(storage, todo: list, guessed=()) -> dict:
+    """The probes of images, of what their headers name, and so on."""
+    known, found = {path for path, dummy in todo}, {}
     while todo:
-        found.update(storage.probe_all(todo, named))
+        found.update(storage.probe_all(todo, known, guessed))
         todo = [key for key in map(below, found.values()) if key is not None and key not in found]
     return found
 
 
-def _files(case: dict, domains, paths) -> dict:
-    """A layer of a guest is a file that exists, and any other path is free, unless the case says otherwise."""
+def _files(case: dict, domains, storage, paths) -> dict:
+    """A layer of a guest, and what the headers name, is a file that exists, and any other path is free, unless the case says otherwise."""
     layers = {layer.path for domain in domains for disk in domain.disks for layer in disk.chain.layers}
     found = {}
     for path in paths:
-        facts = dict({"exists": path in layers, "parent": "dir", "real": path}, **case.get("files", {}).get(path, {}))
+        kind = storage.table[path]["kind"] if path in storage.table and "link" not in storage.table[path] else "file"
+        exists = path in storage.table or path in layers
+        facts = dict({"exists": exists, "parent": "dir", "real": path}, **case.get("files", {}).get(path, {}))
         if facts["exists"]:
-            facts = dict({"kind": "file", "size": 4096, "device": 1, "inode": 100 + len(found)}, **facts)
+            facts = dict({"kind": kind, "size": 4096, "device": 1, "inode": 100 + len(found)}, **facts)
         found[path] = File(path, **facts)
     return found
 
 
-def _uses(case: dict, domains) -> tuple:
+def _uses(case: dict, domains, storage) -> tuple:
+    """Every layer of every guest of the case; those of guests that are off down to the end that the headers tell."""
+    probes = storage.probe_all(list(storage.table_keys()))
     own = tuple(
         Use(place, domain.name, domain.uuid, disk.target)
-        for domain in domains
+        for domain in (whole(one, probes, 200, functools.partial(_alike, case)) for one in domains)
         for disk in domain.disks + domain.config
         for chain in [disk.chain] + ([disk.mirror.chain] if disk.mirror else [])
         for place in chain.places

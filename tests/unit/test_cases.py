@@ -8,7 +8,8 @@ cases/<planner>/*.json has ``params``, ``guests`` (see ``support.guest``) and wh
 ``error`` with a ``code`` and the whole ``message``. cases/calls/*.json calls a function of the core by itself.
 
 What a case of a changing module does not say is as it should be: what libvirt names is there, with the header that its XML says
-(``headers`` is for the exceptions), and other paths are free. ``qemu`` is what QEMU would say if it were asked.
+(``chains`` is for what libvirt does not name, ``headers`` for the exceptions), and other paths are free. ``qemu`` is what QEMU would
+say if it were asked. What else a case may say is told in ``support``.
 
 A case of block_job_info is a whole host (see ``case_host``). It ends with ``jobs``, the whole result.
 
@@ -27,9 +28,9 @@ import json
 import pytest
 
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core import errors
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import Layer, file_layer, normal_path
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import Chain, Layer, file_layer, normal_path
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.findings import CODES, SEVERITIES
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Record
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Record, Snapshot
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.render import steps_result
 from ansible_collections.livestorage.libvirt.tests.unit.case_host import CaseHost
 from ansible_collections.livestorage.libvirt.tests.unit.support import COLLECTION, HERE, ROOT, guest, load, observed, operation, params_for, written
@@ -43,6 +44,7 @@ LOOKING = [path for path in PLANNED if path.parent.name == "disk_chain_info"]
 JOBS = [path for path in PLANNED if path.parent.name == "block_job_info"]
 KEYS = {"about", "params", "guests", "jobs", "capacities", "files", "images", "headers", "uses", "unread", "snapshots", "local", "plan", "error"}
 KEYS |= {"processes", "qemu", "troubles", "bitmaps", "volume", "libvirt", "measured", "writes", "holds"}
+KEYS |= {"chains", "sizes", "held", "same", "confinement"}
 LOOKING_KEYS = {"about", "params", "guests", "files", "processes", "volumes", "pools", "local", "warnings", "findings", "shows", "near", "error"}
 JOBS_KEYS = {"about", "params", "guests", "warnings", "jobs", "slept", "error"}
 GUEST_KEYS = {"xml", "config", "replace", "active", "state", "persistent", "jobs", "later", "snapshots", "sizes", "qemu", "silent"}
@@ -50,7 +52,24 @@ OF_A_LAYER = {"not_in_chain", "base_is_active", "base_not_below", "base_shared",
 # What is wrong with an option on this host, whichever guest it is for.
 OF_THE_OPTION = {"bad_dest", "too_old"}
 # What is wrong with the guest as a whole names no disk.
-OF_THE_GUEST = {"no_guest", "not_running", "no_disks", "name_taken", "orphaned_guest"}
+OF_THE_GUEST = {
+    "no_guest",
+    "not_running",
+    "no_disks",
+    "name_taken",
+    "orphaned_guest",
+    "saved",
+    "no_snapshot",
+    "internal_snapshot",
+    "memory",
+    "running",
+    "no_agent",
+}
+
+
+# What a plan in a case does not say.
+NOTHING = {"steps": [], "fence": None, "fences": [], "spoils": [], "warnings": [], "settles": True, "after": {}}
+NOTHING |= {"failing": None, "stands": None, "quiesces": None}
 
 
 def name_of(path) -> str:
@@ -79,8 +98,7 @@ def test_case(path):
         assert {"kind": type(result).__name__, "code": result.code, "message": str(result)} == dict({"kind": "Refused"}, **case["error"])
     else:
         assert not isinstance(result, Exception), repr(result)
-        nothing = {"steps": [], "fence": None, "spoils": [], "warnings": [], "settles": True, "after": {}, "failing": None, "stands": None}
-        expected = dict(nothing, **case["plan"])
+        expected = dict(NOTHING, **case["plan"])
         assert shown(result, seen, expected) == expected
 
 
@@ -91,18 +109,22 @@ def shown(plan, seen, expected) -> dict:
     found = {
         "steps": [step["does"] for step in steps],
         "fence": None if plan.fence is None else plan.steps[plan.fence].action,
+        "fences": ["%s %s" % (plan.steps[position].action, plan.steps[position].disk) for position in plan.fences],
         "spoils": list(plan.spoils),
         "warnings": list(plan.warnings),
         "settles": plan.settles,
         "after": changed(plan, "disks"),
         "failing": None if plan.failing is None else list(plan.failing),
         "stands": plan.stands,
+        "quiesces": plan.quiesces,
     }
     if "config" in expected:
         found["config"] = changed(plan, "config")
     if "mirrors" in expected:
         disks = [disk for domain in plan.after for disk in domain.disks if disk.mirror is not None]
         found["mirrors"] = {disk.target: [disk.mirror.job, disk.mirror.ready] + written(disk.mirror.chain) for disk in disks}
+    if "about" in expected:
+        found["about"] = list(plan.about)
     if "details" in expected:
         found["details"] = [plain(step.detail) for step in plan.steps]
     return found
@@ -117,8 +139,10 @@ def plain(detail):
     """A step's detail as JSON has it."""
     if isinstance(detail, Layer):
         return "%s (%s)" % (detail, detail.format)
-    if isinstance(detail, Record):
-        return {key: plain(value) for key, value in vars(detail).items() if value not in (None, "", ())}
+    if isinstance(detail, Chain):
+        return written(detail)
+    if isinstance(detail, (Record, Snapshot)):
+        return {key: plain(value) for key, value in vars(detail).items() if value not in (None, "", (), False)}
     if hasattr(detail, "__dataclass_fields__"):
         return plain(dict(vars(detail)))
     if isinstance(detail, (tuple, list)):
@@ -212,32 +236,34 @@ def test_findings_say_where_and_what_to_do(path):
 def test_messages_say_where(path):
     """A refusal of the plan names the guest, the disk, and the layer or file where one is concerned."""
     case = load(path)
-    request, _seen, error = outcome(path)
+    request, seen, error = outcome(path)
     message = str(error)
     assert message.endswith(".") and "\n" not in message and not message.endswith("..")
     if request is None:
         return  # an option that is wrong in itself: no guest was looked at
     selection = request.selection
-    if error.code in OF_THE_OPTION:
-        assert message.startswith("The option ")
+    if error.code in OF_THE_OPTION and message.startswith("The option "):
         return
     if error.code == "no_guest":
         assert (selection.name or selection.uuid) in message
         return
-    domain = guest(case, CASES, case["guests"][0])
-    assert domain.name in message
-    if error.code in OF_THE_GUEST:
+    domains = seen.domains if seen is not None else (guest(case, CASES, case["guests"][0]),)  # None: the look itself found what is wrong
+    params, domain = case["params"], domains[0]
+    assert any(one.name in message for one in domains)
+    if error.code in OF_THE_GUEST or domain.bare:
         return
-    params = case["params"]
     wanted = [params["disk"]] if "disk" in params else [one["disk"] for one in params.get("disks") or ()] or [disk.target for disk in domain.disks]
     named = [disk.target for disk in domain.disks if disk.target in wanted or (disk.chain.layers and disk.chain.active.path in wanted)]
-    paths = [one["path"] for one in params.get("disks") or () if error.code == "double"]
-    assert any(word in message for word in named + wanted + paths)
-    if error.code in OF_A_LAYER:
+    paths = [one["path"] for one in params.get("disks") or () if error.code == "double" and "path" in one]
+    paths += [params["memory"]] if params.get("memory") else []
+    shots = ["napshot %s of guest " % shot.name for shot in (*seen.snapshots, *domain.noted)] if seen is not None else []
+    assert any(word in message for word in named + wanted + paths + shots)
+    if error.code in OF_A_LAYER and (domain.active or error.code not in ("unread", "remote_files")):  # else all its layers are meant
         asked = [params.get("top"), params.get("base"), params.get("backing"), (params.get("dest") or {}).get("path")]
         asked += params.get("delete_dropped", []) + [one.get("path") for one in params.get("disks") or ()]
         layers = [str(layer) for disk in domain.disks if disk.target in named for layer in disk.chain.layers]
-        layers += [record.source for record in domain.records if record.source]
+        layers += [record.source for record in domain.records if record.source] + [path for shot in seen.snapshots for path in shot.paths]
+        layers += [one["host"][0]["name"] for one in params.get("disks") or () if one.get("host")]
         assert any(word in message for word in [normal_path(word) for word in asked if word] + layers)
 
 

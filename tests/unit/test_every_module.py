@@ -15,6 +15,7 @@ import yaml
 
 from ansible_collections.livestorage.libvirt.tests.unit.support import COLLECTION, MODULES, ROOT, declaration, operation
 
+COMMON = {"domains", "steps", "spoils", "job", "rolled_back", "code", "diff"}
 TEXTS = ("DOCUMENTATION", "EXAMPLES", "RETURN")
 CHANGING = [name for name in MODULES if operation(name).CHANGES]
 # How a description says what happens without an option that has no default.
@@ -113,7 +114,8 @@ def test_declaration(name):
     rules = [declared.get("mutually_exclusive", [])] + [declared.get("required_one_of", [])]
     assert {option for rule in rules for group in rule for option in group} <= set(declared["argument_spec"])
     assert any({"name", "uuid"} <= set(group) for group in declared["mutually_exclusive"])
-    assert (("name", "uuid") in declared.get("required_one_of", [])) == (name in CHANGING)
+    needed = ("name", "uuid", "images") if name in CHANGING and operation(name).IMAGES else ("name", "uuid")
+    assert (needed in declared.get("required_one_of", [])) == (name in CHANGING)
     assert declared["argument_spec"]["uri"]["fallback"][1] == ["LIBVIRT_DEFAULT_URI"]
 
 
@@ -148,10 +150,11 @@ def test_attributes_say_what_the_planner_does(name):
 def test_common_results_have_one_text(name):
     """RETURN takes no fragments before ansible-core 2.20, so the same text stands in every module, but for a code's sample."""
     one, other = text(CHANGING[0], "RETURN"), text(name, "RETURN")
-    assert set(one) >= {"domains", "steps", "spoils", "job", "rolled_back", "code", "diff"}
+    assert set(one) >= COMMON
     for key in set(one) & set(other) - {"code"}:
         assert other[key] == one[key], key
-    assert set(one) ^ set(other) == set()
+    more = {"images": operation(name).IMAGES, "results": operation(name).PER_DISK, "quiesced": operation(name).PER_DISK}
+    assert set(other) == COMMON | {key for key, has in more.items() if has}
 
 
 def returned(name: str, which: str) -> dict:

@@ -13,11 +13,12 @@ import types
 
 import pytest
 
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import file_layer
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.domain_xml import RECORD_URI
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import Busy, CallFailed, Unavailable
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import Chain, file_layer
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.domain_xml import NOTED_URI, RECORD_URI
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import Busy, CallFailed, Moved, Unavailable
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.host_facts import Sizes, Versions, Volume
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Record, Selection
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Record, Selection, Snapshot
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.snapshot_xml import under
 from ansible_collections.livestorage.libvirt.plugins.module_utils._edge import libvirt_host
 from ansible_collections.livestorage.libvirt.plugins.module_utils._edge.libvirt_host import Connection
 from ansible_collections.livestorage.libvirt.tests.unit.fake_libvirt import NO_DOMAIN, NO_SUPPORT, OPERATION_INVALID, Binding, Guest, Hypervisor, LibvirtError
@@ -397,7 +398,7 @@ def test_the_bitmaps_of_checkpoints(recorder, monkeypatch, code, found):
     def checkpoints(flags):
         if code is not None:
             raise LibvirtError(code)
-        return [types.SimpleNamespace(getXMLDesc=lambda flags: xml)]
+        return [types.SimpleNamespace(getXMLDesc=lambda flags: xml, getName=lambda: "first")]
 
     monkeypatch.setattr(guest, "listAllCheckpoints", checkpoints, raising=False)
     if found is None:
@@ -405,6 +406,7 @@ def test_the_bitmaps_of_checkpoints(recorder, monkeypatch, code, found):
             connection.bitmaps(guest)
     else:
         assert list(connection.bitmaps(guest)) == found
+        assert connection.checkpoints(guest) == (("first", tuple(found)),) * bool(found)
 
 
 class Pool:
@@ -489,3 +491,189 @@ def test_a_note_is_written_for_the_running_guest_only(recorder, monkeypatch):
     connection.clear_record(guest, "vda")
     with pytest.raises(CallFailed):
         connection.write_record(guest, Record("vda", "copy", "/new", "1"))
+
+
+# Snapshots
+
+SNAPSHOT_BITS = {
+    "VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE": 1,
+    "VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT": 2,
+    "VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA": 4,
+    "VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY": 16,
+    "VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT": 32,
+    "VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC": 128,
+    "VIR_DOMAIN_SNAPSHOT_CREATE_LIVE": 256,
+    "VIR_DOMAIN_SNAPSHOT_XML_SECURE": 1,
+    "VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY": 2,
+    "VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING": 1,
+    "VIR_DOMAIN_METADATA_ELEMENT": 2,
+    "VIR_DOMAIN_AFFECT_LIVE": 1,
+    "VIR_DOMAIN_AFFECT_CONFIG": 2,
+    "VIR_ERR_NO_DOMAIN_METADATA": 80,
+}
+KEPT = "<domainsnapshot><name>%s</name><disks><disk name='vda' snapshot='external' type='file'><source file='/o'/></disk></disks></domainsnapshot>"
+
+
+class Kept:
+    """A snapshot that libvirt keeps metadata of."""
+
+    def __init__(self, guest, name, current=False):
+        self.guest, self.name, self.current, self.children = guest, name, current, []
+
+    def getName(self):
+        return self.name
+
+    def isCurrent(self):
+        return int(self.current)
+
+    def getXMLDesc(self, flags):
+        self.guest.calls.append(("getXMLDesc", self.name, flags))
+        return KEPT % self.name
+
+    def listAllChildren(self, flags):
+        return self.children
+
+    def delete(self, flags):
+        self.guest.calls.append(("delete", self.name, flags))
+
+
+@pytest.fixture(name="kept")
+def _kept(recorder, binding, monkeypatch):
+    """(connection, handle) to a guest with the snapshots s1 and s2, which is the current one."""
+    connection, guest = recorder
+    for name, bit in SNAPSHOT_BITS.items():
+        monkeypatch.setattr(binding, name, bit, raising=False)
+    shots = [Kept(guest, "s1"), Kept(guest, "s2", True)]
+    monkeypatch.setattr(guest, "listAllSnapshots", lambda flags: shots)
+    return connection, guest
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reuse", "memory", "bits"), [(True, False, None, 144), (False, False, None, 148), (True, True, None, 176), (True, False, 600, 384)]
+)
+def test_a_snapshot(kept, monkeypatch, metadata, reuse, memory, bits):
+    """In one transaction; of the disks alone, or with the memory while the guest goes on, which has its own deadline."""
+    connection, guest = kept
+    seconds, bounded = [], connection._bounded
+    monkeypatch.setattr(connection, "_bounded", lambda call, *arguments, **more: seconds.append(more.get("seconds")) or bounded(call, *arguments, **more))
+    connection.snapshot(guest, "<domainsnapshot/>", metadata, reuse, memory)
+    assert calls_of(guest) == [("snapshotCreateXML", "<domainsnapshot/>", bits)]
+    assert seconds == [memory or libvirt_host.CALL_SECONDS]
+
+
+def test_what_libvirt_keeps_of_snapshots(kept):
+    connection, guest = kept
+    assert [(shot.name, shot.current, shot.files) for shot in connection.snapshots(guest)] == [("s1", False, (("vda", "/o"),)), ("s2", True, (("vda", "/o"),))]
+
+
+def test_a_snapshot_is_forgotten_by_its_name_and_its_files_stay(kept):
+    connection, guest = kept
+    connection.forget_snapshot(guest, "s2")
+    assert calls_of(guest) == [("getXMLDesc", "s2", 0), ("delete", "s2", 2)]
+    connection.forget_snapshot(guest, "s3")  # it is gone
+    assert len(calls_of(guest)) == 2
+
+
+def test_what_comes_after_a_snapshot_is_put_below_its_parent_before_it_is_forgotten(kept, monkeypatch):
+    """libvirt (9.0) would let it stand for another image. Its secrets are kept."""
+    connection, guest = kept
+    first, second = guest.listAllSnapshots(0)
+    monkeypatch.setattr(first, "children", [second])
+    connection.forget_snapshot(guest, "s1")
+    assert calls_of(guest) == [("getXMLDesc", "s1", 0), ("getXMLDesc", "s2", 1), ("snapshotCreateXML", under(KEPT % "s2", None), 1), ("delete", "s1", 2)]
+
+
+@pytest.mark.parametrize(("overlays", "bits"), [({}, 1), ({"vda": file_layer("/new", "qcow2")}, 3)])
+def test_a_snapshot_is_redefined_with_its_secrets(kept, overlays, bits):
+    """Without them they would be lost. One that was reverted to is the current one from then on."""
+    connection, guest = kept
+    moved = () if overlays else (("vda", "/o", file_layer("/new", "qcow2")),)
+    assert connection.redefine_snapshot(guest, "s1", moved, overlays) == [KEPT % "s1"]
+    (asked, (call, xml, flags)) = calls_of(guest)
+    assert asked == ("getXMLDesc", "s1", 1) and (call, flags) == ("snapshotCreateXML", bits) and "/new" in xml and "/o" not in xml
+    connection.redefine_again(guest, KEPT % "s1")
+    assert calls_of(guest)[-1] == ("snapshotCreateXML", KEPT % "s1", 1)
+
+
+@pytest.mark.parametrize("name", ["s1", "s3"])
+def test_a_snapshot_of_which_nothing_has_moved_is_left_alone(kept, name):
+    connection, guest = kept
+    assert connection.redefine_snapshot(guest, name, (("vda", "/elsewhere", file_layer("/new", "qcow2")),), {}) == []
+    assert "snapshotCreateXML" not in [call[0] for call in calls_of(guest)]
+
+
+def test_a_redefinition_that_is_refused(kept):
+    connection, guest = kept
+    guest.errors["snapshotCreateXML"] = LibvirtError(27, "missing state")
+    with pytest.raises(CallFailed, match="put right the snapshot s1 of guest vm1: missing state"):
+        connection.redefine_snapshot(guest, "s1", (("vda", "/o", file_layer("/new", "qcow2")),), {})
+    with pytest.raises(CallFailed, match="put back a snapshot of guest vm1"):
+        connection.redefine_again(guest, "<domainsnapshot/>")
+
+
+def test_a_reversion_lets_the_guest_run(kept):
+    connection, guest = kept
+    connection.revert(guest, "s1")
+    assert calls_of(guest) == [("snapshotLookupByName", "s1"), ("revertToSnapshot", None, 1)]
+    guest.errors["revertToSnapshot"] = LibvirtError(84, "revert to external snapshot not supported yet")
+    with pytest.raises(CallFailed, match="revert guest vm1 to its snapshot s1: revert to external"):
+        connection.revert(guest, "s1")
+
+
+@pytest.mark.parametrize(("word", "call"), [("freeze", "fsFreeze"), ("thaw", "fsThaw")])
+@pytest.mark.parametrize("old", [False, True])
+def test_the_agent_has_a_deadline(kept, monkeypatch, word, call, old):
+    """libvirt's own where it has one, and ours a little later."""
+    connection, guest = kept
+    if old:
+        guest.errors["agentSetResponseTimeout"] = LibvirtError(NO_SUPPORT)
+    seconds, bounded = [], connection._bounded
+    monkeypatch.setattr(connection, "_bounded", lambda call, *arguments, **more: seconds.append(more.get("seconds")) or bounded(call, *arguments, **more))
+    getattr(connection, word)(guest, 7.5)
+    assert calls_of(guest) == [("agentSetResponseTimeout", 7, 0), (call,)] and seconds == [None, 12.5]
+    guest.errors[call] = LibvirtError(86, "Guest agent is not responding: QEMU guest agent is not connected")
+    with pytest.raises(CallFailed, match="could not %s the file systems of guest vm1: Guest agent is not responding" % word):
+        getattr(connection, word)(guest, 0.2)
+    assert ("agentSetResponseTimeout", 1, 0) in calls_of(guest)
+
+
+SHOTS = (Snapshot("s1", (("vda", "/o"),), (("vda", "/a"),), tracked=False),)
+
+
+@pytest.mark.parametrize(("active", "persistent", "bits"), [(True, True, 3), (True, False, 1), (False, True, 2)])
+def test_our_note_is_for_now_and_for_the_next_start(kept, active, persistent, bits):
+    connection, guest = kept
+    guest.active, guest.persistent = active, persistent
+    connection.write_noted(guest, iter(SHOTS))
+    (call, kind, xml, prefix, uri, flags) = calls_of(guest)[0]
+    assert (call, kind, prefix, uri, flags) == ("setMetadata", 2, "livestorage", NOTED_URI, bits) and "/o" in xml and "s1" in xml
+
+
+@pytest.mark.parametrize(("code", "shots", "fails"), [(None, (), False), (80, (), False), (80, SHOTS, True), (1, (), True)])
+def test_a_note_about_nothing_is_taken_away(kept, code, shots, fails):
+    """That there was none is no error."""
+    connection, guest = kept
+    if code is not None:
+        guest.errors["setMetadata"] = LibvirtError(code)
+    if fails:
+        with pytest.raises(CallFailed, match="note the snapshots of guest vm1"):
+            connection.write_noted(guest, shots)
+    else:
+        connection.write_noted(guest, shots)
+    assert [call[2] is None for call in calls_of(guest)] == [not shots]
+
+
+@pytest.mark.parametrize(("active", "persistent", "saved", "expected"), [(False, True, True, True), (False, True, False, False), (True, True, True, False)])
+def test_a_managed_save_image_is_asked_for_of_what_is_off(recorder, active, persistent, saved, expected):
+    connection, guest = recorder
+    guest.active, guest.persistent, guest.saved = active, persistent, saved
+    assert connection.read(guest, False).saved is expected
+
+
+def test_the_transient_have_no_definition(recorder, hypervisor, monkeypatch, secrets):
+    """To define one would make it persistent."""
+    connection, guest = recorder
+    found, guest.persistent = defined(monkeypatch, hypervisor), False
+    with pytest.raises(Moved, match="is transient"):
+        connection.define_chains(guest, {"vda": Chain((file_layer("/new", "qcow2"),))})
+    assert found == []

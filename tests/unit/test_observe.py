@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import pytest
 
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.apparmor import Confinement
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import CallFailed, Unavailable
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.host_facts import QemuView, Sizes
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Job, Needs, Selection
@@ -100,6 +102,37 @@ def test_a_qemu_that_gives_no_answer_is_told(host):
     host.guests[0].errors["qemuMonitorCommand"] = LibvirtError(38, "no monitor")
     seen = host.observe(DOUBTS)
     assert seen.qemu == {} and len(seen.troubles) == 1 and "no monitor" in seen.troubles[0]
+
+
+LABELLED = {
+    "</domain>": "%s</domain>"
+    % "".join(
+        "<seclabel type='dynamic' model='%s' relabel='yes'><label>%s</label></seclabel>" % pair
+        for pair in (("dac", "+64055:+64055"), ("apparmor", "libvirt-1"))
+    )
+}
+
+
+@pytest.mark.parametrize(
+    ("guests", "facts", "asks", "read"),
+    [
+        ([dict(VM1, replace=LABELLED), VM2, dict(OFF, replace={**OFF["replace"], **LABELLED})], {}, True, [UUID]),
+        ([dict(VM1, replace=LABELLED)], {}, False, []),
+        ([VM1], {}, True, []),
+        ([dict(VM1, replace=LABELLED)], {"local": False}, True, []),  # there the policy is another one
+    ],
+)
+def test_the_confinement_is_read_of_running_guests_with_a_profile(host, monkeypatch, guests, facts, asks, read):
+    asked = []
+
+    def confined(*arguments):
+        asked.append(arguments)
+        return Confinement(*arguments)
+
+    monkeypatch.setattr(edge, "confinement", confined)
+    seen = host(*guests, **facts).observe(Needs(Selection(), config=False, confinement=asks))
+    assert seen.confinement == {uuid: Confinement("apparmor", "libvirt-1") for uuid in read}
+    assert asked == [("apparmor", "libvirt-1")] * len(read)
 
 
 def test_what_is_measured_is_measured_once(host, monkeypatch):
@@ -245,3 +278,71 @@ def test_on_another_host_an_open_end_is_asked_for(host):
     host = host(OFF, local=False, volumes={A: VOLUME})
     seen = host.observe(replace(ALL, uses=False))
     assert seen.probes[A, "qcow2"].image is not None and seen.probes[B, "raw"].problem == "remote"
+
+
+# What is judged as before a change, of every guest
+
+JUDGED = Needs(Selection(), tolerant=True, offline=True, headers=200, uses=True, shots=True, of_snapshots=True, bitmaps=True)
+NOTED_OFF = dict(OFF, noted=[{"name": "n", "files": [["vda", "/noted"]], "tracked": False}], checkpoints={"monday": [["vda", "monday"]]})
+
+
+def test_the_files_the_snapshots_and_the_checkpoints_of_every_guest(host):
+    asked = []
+
+    def with_shots(domain, shots):
+        asked.append((domain.name, [shot.name for shot in shots]))
+        return ["/with/" + domain.name]
+
+    needs = replace(JUDGED, paths_of=lambda domain: ["/of/" + domain.name], paths_with=with_shots)
+    host = host(VM1, NOTED_OFF)
+    seen = host.observe(needs)
+    assert asked == [("vm1", ["s"]), ("vm3", [])]
+    assert set(seen.files) == {"/of/vm1", "/of/vm3", "/with/vm1", "/with/vm3", "/s", "/noted"}
+    assert seen.checkpoints == {UUID: (), "u3": (("monday", (("vda", "monday"),)),)} and seen.bitmaps == () == seen.snapshots
+    assert seen.probes["/noted", None].problem == "missing" and seen.unanswered == {}
+
+
+def test_an_image_that_a_snapshot_and_a_chain_name_is_read_once(host):
+    shot = {"name": "s", "files": [["vda", A]], "bases": [["vda", M]]}
+    host = host(dict(VM1, snapshots=[shot]), dict(NOTED_OFF, snapshots=[shot]))
+    seen = host.observe(JUDGED)
+    assert (A, None) not in seen.probes and sorted(path for path, dummy in host.storage.asked if path in (A, M)) == [A, M]
+
+
+def test_what_a_guest_does_not_answer_is_told_of_it(host):
+    host = host(dict(VM1, silent=True), VM2)
+    host.guests[1].errors["listAllCheckpoints"] = LibvirtError(38, "no lock")
+    seen = host.observe(JUDGED)
+    assert {key: code for key, (code, dummy) in seen.unanswered.items()} == {(UUID, "job"): "libvirt_error", (OTHER, "checkpoints"): "libvirt_error"}
+    assert seen.unanswered[OTHER, "checkpoints"][1] in seen.troubles and "acquire state change lock" in seen.unanswered[UUID, "job"][1]
+
+
+@pytest.mark.parametrize(("needs", "waits"), [(ALL, edge.OTHERS_SECONDS), (JUDGED, None), (replace(JUDGED, tolerant=False), None)])
+def test_how_long_the_images_of_others_are_waited_for(host, monkeypatch, needs, waits):
+    """What is judged as before a change needs all of them."""
+    asked = []
+    monkeypatch.setattr(edge, "all_uses", lambda connection, images, deadline: asked.append(deadline) or ((), ()))
+    host = host(VM1)
+    host.observe(needs)
+    assert asked == [None if waits is None else host.clock() + waits]
+
+
+def test_files_on_dead_storage_are_given_up_where_guests_are_only_looked_at(host, monkeypatch):
+    release = threading.Event()
+    host = host(OFF)
+    read, asked = edge.read_file, []
+
+    def hangs(path, *more):
+        asked.append(path)
+        return release.wait() if path.startswith("/dead/") else read(path)
+
+    monkeypatch.setattr(edge, "read_file", hangs)
+    monkeypatch.setattr(edge, "in_use", lambda path, writes: release.wait() if path == A else None)
+    monkeypatch.setattr(edge, "PATH_SECONDS", 0.2)
+    seen = host.observe(replace(JUDGED, paths=("/dead/1", "/dead/2", T)))
+    release.set()
+    assert set(seen.files) == {T} and asked.count("/dead/1") == 1 and "/dead/2" not in asked
+    assert seen.held[A, True] == seen.held[A, False] == edge.NO_ANSWER and seen.held[B, True] is None
+    assert [trouble for trouble in seen.troubles if "gave no answer" in trouble] == [
+        "The storage at %s gave no answer in time: nothing is known of the files there." % folder for folder in ("/dead", "/srv/vm1")
+    ]

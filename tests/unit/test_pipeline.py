@@ -29,7 +29,7 @@ from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors i
     Unavailable,
 )
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.host_facts import QemuView
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Disk, Domain, File, Job, Needs, Observed, Selection, Use
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Disk, Domain, File, Job, Needs, Observed, Selection, Snapshot, Use
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.plan import Plan, Step
 
 A, B, C = file_layer("/a", "qcow2"), file_layer("/b", "qcow2"), file_layer("/c", "qcow2")
@@ -73,6 +73,7 @@ class World:
     notes: list = field(default_factory=list)
     writes: str | None = None  # the image that QEMU says it writes to, where it is asked
     asked: list = field(default_factory=list)
+    bare: list = field(default_factory=list)  # the images by themselves that were looked at, with the names that they go by
 
     def call(self, name: str) -> None:
         self.calls.append(name)
@@ -122,6 +123,7 @@ def nothing(world):
 
 class FakeHost:
     world = None
+    quiesced = None
 
     def __init__(self, uri, with_events):
         self.notes = self.world.notes
@@ -131,6 +133,7 @@ class FakeHost:
     def observe(self, needs):
         self.world.call("look")
         self.world.asked.append(needs.qemu)
+        self.world.bare += [(key, needs.names) for key in needs.bare]
         files = {path: File(path, path in self.world.files) for path in ("/b", "/d")}
         told = self.world.writes if needs.qemu else None
         qemu = {"u1": QemuView(devices=(("/machine/peripheral/virtio-disk0/x", "node", told),))} if told else {}
@@ -162,13 +165,13 @@ class FakeModule:
         raise Exit(True, result)
 
 
-def operation(plan, changes=True, met=None):
-    """A planner that always gives that plan, or raises it. ``met``: what its report raises."""
+def operation(plan, changes=True, met=None, images=False, per_disk=False, **needs):
+    """A planner that always gives that plan, or raises it. ``met``: what its report raises, ``needs``: what it has to see."""
 
     def request(params):
         if isinstance(plan, Refused) and plan.code == "early":
             raise plan
-        return types.SimpleNamespace(needs=Needs(Selection(name="vm1")))
+        return types.SimpleNamespace(needs=Needs(Selection(name="vm1"), **needs))
 
     def planned(wanted, seen):
         if isinstance(plan, Exception):
@@ -180,7 +183,8 @@ def operation(plan, changes=True, met=None):
             raise met
         return {"changed": False, "domains": [seen.domain.name], "images": []}
 
-    return types.SimpleNamespace(request=request, plan=planned, report=report, CHANGES=changes, NOTHING={"domains": [], "images": []})
+    words = {"CHANGES": changes, "IMAGES": images, "PER_DISK": per_disk, "NOTHING": {"domains": [], "images": []}}
+    return types.SimpleNamespace(request=request, plan=planned, report=report, **words)
 
 
 @pytest.fixture(name="go")
@@ -191,11 +195,11 @@ def _go(monkeypatch):
     monkeypatch.setattr(_pipeline, "Host", FakeHost)
     monkeypatch.setattr(_pipeline, "PACKAGES", ())
 
-    def go(world, plan, check_mode=False, changes=True, met=None):
+    def go(world, plan, check_mode=False, **more):
         monkeypatch.setattr(FakeHost, "world", world)
         module = FakeModule(check_mode)
         with pytest.raises(Exit) as ended:
-            _pipeline.run(module, operation(plan, changes, met))
+            _pipeline.run(module, operation(plan, **more))
         return ended.value.failed, ended.value.result, module.warnings
 
     yield go
@@ -732,3 +736,262 @@ def test_notes_are_warnings(go, script):
     world = World(scripts=dict(script), notes=["The guest writes faster."])
     failed, dummy, warnings = go(world, PULL)
     assert failed == (script is not GOOD) and warnings == ["Mind the snapshot.", "The guest writes faster."]
+
+
+# Work on several disks: each is done, or as it was before, whatever becomes of the next
+
+D, E = file_layer("/d", "qcow2"), file_layer("/e", "qcow2")
+
+
+def pair(one, two, job=None):
+    """A guest with two disks; ``job`` runs on the second."""
+    disks = (Disk("vda", Chain(one, True), alias="virtio-disk0"), Disk("vdb", Chain(two, True), job=job, alias="virtio-disk1"))
+    return Domain("vm1", "u1", True, disks=disks)
+
+
+NEITHER, FIRST, SECOND, BOTH = pair((A, B), (D, E)), pair((A,), (D, E)), pair((A, B), (D,)), pair((A,), (D,))
+HALFWAY = pair((A,), (D, E), Job("pull", 1, 2))
+STRANGE = pair((A,), (C, D, E))
+
+
+def pulls(target):
+    return Step("pull", target, {"base": None}), Step("wait", target, {"job": "pull", "until": "completed"})
+
+
+TOLD = Step("retell", None, {"names": (), "notes": (), "moved": (), "overlays_of": ()})
+FORGET = Step("disown", None, {"name": "s1"})
+EACH = Plan((NEITHER,), (BOTH,), (TOLD, *pulls("vda"), *pulls("vdb"), FORGET), fences=(2, 4), spoils=("/b",))
+EACH_AND_FILES = replace(EACH, steps=EACH.steps + (REMOVE_B, REMOVE_D), fences=(2, 4, 5))
+WORKS = {"wait": [becomes(FIRST), becomes(BOTH)], "delete": [removes("/b"), removes("/d")]}
+DONE, AS_BEFORE, OTHERWISE = "done", "as_before", "other"
+RESULTS = {"results", "quiesced"}
+
+
+@pytest.mark.parametrize("plan", [EACH, EACH_AND_FILES], ids=["alone", "files"])
+def test_every_disk_is_done(go, plan):
+    world = World(NEITHER, dict(WORKS, wait=[becomes(FIRST), becomes(BOTH)], delete=[removes("/b"), removes("/d")]))
+    failed, found, dummy = go(world, plan, per_disk=True)
+    deletions = ", delete, delete" if plan is EACH_AND_FILES else ""
+    assert not failed and world.calls == calls("retell, pull, wait, pull, wait, disown, look" + deletions)
+    assert found["results"] == [{"disk": "vda", "result": DONE, "msg": ""}, {"disk": "vdb", "result": DONE, "msg": ""}] and found["quiesced"] is None
+    assert set(found) == CHANGED | RESULTS and found["rolled_back"] is None and found["changed"] is True
+    assert [step["fence"] for step in found["steps"]] == [number in plan.fences for number in range(len(plan.steps))]
+
+
+@pytest.mark.parametrize(
+    ("scripts", "expected", "code", "results", "rolled_back"),
+    [
+        # What fails on the second disk takes nothing back of the first.
+        pytest.param(
+            {"pull": [nothing, fails(CALL)], "wait": [becomes(FIRST)]},
+            "retell, pull, wait, pull, undo pull, look",
+            "libvirt_error",
+            (DONE, AS_BEFORE),
+            False,
+            id="the-second-job-is-refused",
+        ),
+        pytest.param(
+            {"pull": [nothing, becomes(HALFWAY)], "wait": [becomes(FIRST), becomes(FIRST, FAILED)]},
+            "retell, pull, wait, pull, wait, look, look, undo wait, undo pull, look",
+            "job_failed",
+            (DONE, AS_BEFORE),
+            False,
+            id="the-second-job-fails",
+        ),
+        pytest.param(
+            {"pull": [nothing, becomes(HALFWAY)], "wait": [becomes(FIRST), becomes(STRANGE, FAILED)]},
+            "retell, pull, wait, pull, wait, look, look, undo wait, undo pull, look",
+            "job_failed",
+            (DONE, OTHERWISE),
+            False,
+            id="the-second-disk-is-somewhere-else",
+        ),
+        pytest.param(
+            {"pull": [nothing, killed()], "wait": [becomes(FIRST)]},
+            "retell, pull, wait, pull, undo pull, look",
+            "interrupted",
+            (DONE, AS_BEFORE),
+            False,
+            id="interrupted-in-the-second-disk",
+        ),
+        # What fails on the first takes all back that was begun, and the second is not begun at all.
+        pytest.param(
+            {"pull": fails(CALL)},
+            "retell, pull, undo pull, undo retell, look",
+            "libvirt_error",
+            (AS_BEFORE, AS_BEFORE),
+            True,
+            id="the-first-job-is-refused",
+        ),
+        pytest.param(
+            {"wait": [fails(FAILED)]},
+            "retell, pull, wait, look, look, undo wait, undo pull, undo retell, look",
+            "job_failed",
+            (AS_BEFORE, AS_BEFORE),
+            True,
+            id="the-first-job-fails",
+        ),
+        pytest.param(
+            {"wait": [killed(domain=FIRST)]},
+            "retell, pull, wait, look, look",
+            "interrupted",
+            (DONE, AS_BEFORE),
+            False,
+            id="interrupted-past-the-first-fence",
+        ),
+        # Behind both there is nothing to take back.
+        pytest.param(
+            dict(WORKS, disown=fails(CALL)),
+            "retell, pull, wait, pull, wait, disown, undo disown, look",
+            "libvirt_error",
+            (DONE, DONE),
+            False,
+            id="libvirt-does-not-forget",
+        ),
+        pytest.param(
+            {"wait": [becomes(FIRST), becomes(BOTH, CALL)]},
+            "retell, pull, wait, pull, wait, look, look",
+            "libvirt_error",
+            (DONE, DONE),
+            False,
+            id="the-last-fence-raised-yet-happened",
+        ),
+    ],
+)
+def test_the_disks_of_a_plan_that_fails(go, scripts, expected, code, results, rolled_back):
+    world = World(NEITHER, {name: list(acts) if isinstance(acts, list) else acts for name, acts in scripts.items()})
+    failed, found, dummy = go(world, EACH, per_disk=True)
+    assert failed and world.calls == calls(expected)
+    assert (found["code"], found["rolled_back"], found["changed"]) == (code, rolled_back, not rolled_back)
+    assert tuple((one["disk"], one["result"]) for one in found["results"]) == tuple(zip(("vda", "vdb"), results))
+    assert all(bool(one["msg"]) == (one["result"] != DONE) and one["disk"] in one["msg"] + "vdavdb" for one in found["results"])
+    assert set(found) == CHANGED | RESULTS | {"msg", "code"} and found["spoils"] == ["/b"]
+
+
+def test_jobs_that_failed_yet_were_done_are_no_failure_on_any_disk(go):
+    world = World(NEITHER, {"wait": [becomes(FIRST, FAILED), becomes(BOTH, FAILED)]})
+    failed, found, warnings = go(world, EACH, per_disk=True)
+    assert not failed and world.calls == calls("retell, pull, wait, look, pull, wait, look, disown, look")
+    assert warnings == ["The job failed. Yet the chain is as planned."] * 2 and [one["result"] for one in found["results"]] == [DONE, DONE]
+
+
+def test_past_the_last_fence_of_all_nothing_is_taken_back(go):
+    world = World(NEITHER, dict(WORKS, wait=[becomes(FIRST), becomes(BOTH)], delete=[removes("/b"), fails(CALL)]))
+    failed, found, dummy = go(world, EACH_AND_FILES, per_disk=True)
+    assert failed and world.calls == calls("retell, pull, wait, pull, wait, disown, look, delete, delete, undo delete, undo delete, look")
+    assert [one["result"] for one in found["results"]] == [DONE, DONE] and "/b was removed" in found["msg"] and found["rolled_back"] is False
+
+
+def test_a_snapshot_that_libvirt_still_keeps_is_found(go, monkeypatch):
+    look = FakeHost.observe
+    monkeypatch.setattr(FakeHost, "observe", lambda host, needs: replace(look(host, needs), snapshots=(Snapshot("s1"),)))
+    world = World(NEITHER, dict(WORKS, wait=[becomes(FIRST), becomes(BOTH)]))
+    failed, found, dummy = go(world, EACH, per_disk=True, snapshots=True)
+    assert failed and found["code"] == "verify_failed" and "libvirt still keeps the snapshot s1" in found["msg"] and found["rolled_back"] is False
+
+
+def test_the_second_run_shows_the_first_disk_as_done(go):
+    """It begins where the first one has come to."""
+    rest = Plan((FIRST,), (BOTH,), (*pulls("vdb"), FORGET), fences=(1,), about=("vda", "vdb"))
+    world = World(FIRST, {"wait": [becomes(BOTH)]})
+    failed, found, dummy = go(world, rest, per_disk=True)
+    assert not failed and [(one["disk"], one["result"]) for one in found["results"]] == [("vda", DONE), ("vdb", DONE)]
+
+
+def test_check_mode_predicts_every_disk(go):
+    predicted = go(World(NEITHER), EACH, check_mode=True, per_disk=True)[1]
+    real = go(World(NEITHER, dict(WORKS, wait=[becomes(FIRST), becomes(BOTH)])), EACH, per_disk=True)[1]
+    for found in (predicted, real):
+        found["steps"] = [dict(step, begun=None) for step in found["steps"]]
+    assert predicted == real
+
+
+def test_a_refusal_has_the_same_keys(go):
+    failed, found, dummy = go(World(), Refused("no_disk", "No such disk."), per_disk=True, images=True)
+    assert failed and set(found) == CHANGED | RESULTS | {"images", "msg", "code"}
+    assert (found["results"], found["quiesced"], found["images"]) == ([], None, [])
+
+
+# What no QEMU has open
+
+OFF_BEFORE, OFF_AFTER = (replace(domain, active=False, state="shutdown", config=domain.disks) for domain in (BEFORE, AFTER))
+HOLD, MERGED = Step("lock", "vda", {"write": (A, B), "read": (C,)}), Step("merge", "vda", {"chain": (A, B), "below": (C,), "size": None})
+DEFINED = Step("redefine", None, {"chains": (("vda", OFF_AFTER.disks[0].chain),)})
+IDLE = Plan((OFF_BEFORE,), (OFF_AFTER,), (HOLD, MERGED, DEFINED, REMOVE_B), fence=2)
+
+
+def test_offline_work_and_then_the_files(go):
+    world = World(OFF_BEFORE, {"redefine": becomes(OFF_AFTER), "delete": removes("/b")})
+    failed, found, dummy = go(world, IDLE)
+    assert not failed and found["changed"] is True and world.calls == calls("lock, merge, redefine, look, delete")
+
+
+@pytest.mark.parametrize(
+    ("scripts", "expected"),
+    [
+        ({"lock": fails(CALL)}, "lock, undo lock, look"),
+        ({"merge": fails(CALL)}, "lock, merge, undo merge, undo lock, look"),
+        ({"merge": killed()}, "lock, merge, undo merge, undo lock, look"),
+        ({"redefine": fails(CALL)}, "lock, merge, redefine, look, undo redefine, undo merge, undo lock, look"),
+        ({"redefine": becomes(OFF_AFTER, CALL), "undo redefine": becomes(OFF_BEFORE)}, "lock, merge, redefine, look, look"),
+        ({"redefine": nothing}, "lock, merge, redefine, look, look, undo redefine, undo merge, undo lock, look"),
+    ],
+    ids=["lock", "merge", "interrupted", "definition", "definition-yet-written", "definition-not-written"],
+)
+def test_offline_work_that_fails_is_undone_before_anything_is_removed(go, scripts, expected):
+    world = World(OFF_BEFORE, dict(scripts))
+    failed, found, dummy = go(world, IDLE)
+    assert failed and world.calls == calls(expected) and "delete" not in world.calls
+    assert found["rolled_back"] is (world.now == OFF_BEFORE)
+
+
+def test_holding_images_is_no_change(go):
+    failed, found, dummy = go(World(OFF_BEFORE), Plan((OFF_BEFORE,), (OFF_BEFORE,), (HOLD,)))
+    assert not failed and found["changed"] is False
+
+
+# Images that belong to no guest
+
+
+def alone(*layers):
+    return Domain("/a", "/a", False, "shutdown", False, (Disk("/a", Chain(layers, True)),), bare=True)
+
+
+def test_images_by_themselves_are_looked_at_where_they_were_put(go):
+    """A chain whose active layer was merged begins further down, and is still told by the name that was asked for."""
+    world = World(alone(A, B), {"merge": becomes(alone(B))})
+    plan = Plan((alone(A, B),), (alone(B),), (replace(HOLD, disk="/a"), replace(MERGED, disk="/a")))
+    failed, found, dummy = go(world, plan, images=True, bare=(("/a", None),))
+    assert not failed and found["images"] == [{"path": "/a", "chain": found["images"][0]["chain"]}] and found["domains"] == []
+    assert [layer["path"] for layer in found["images"][0]["chain"]] == ["/b"]
+    assert world.bare == [(("/a", None), ())] * 2 + [(("/b", "qcow2"), ("/a",))]
+    assert found["diff"]["before"].startswith("image /a\n  /a (file, qcow2)") and "/a (file" not in found["diff"]["after"]
+
+
+# A frozen guest
+
+FROZEN = (Step("freeze", None, {"timeout": 5, "fallback": False}), OVERLAY, Step("thaw", None, {"timeout": 5}))
+QUIET = replace(SNAPSHOT, steps=FROZEN, quiesces=True)
+
+
+@pytest.mark.parametrize(
+    ("scripts", "expected", "quiesced"),
+    [
+        ({}, "freeze, snapshot, thaw, look", True),
+        ({"freeze": fails(CALL)}, "freeze, undo freeze, look", False),
+        ({"snapshot": fails(CALL)}, "freeze, snapshot, undo freeze, undo snapshot, look", True),
+        ({"thaw": fails(CALL)}, "freeze, snapshot, thaw, undo freeze, undo thaw, undo snapshot, look", True),
+    ],
+    ids=["well", "freeze", "snapshot", "thaw"],
+)
+def test_a_frozen_guest_is_thawed_first_whatever_happens(go, monkeypatch, scripts, expected, quiesced):
+    monkeypatch.setattr(FakeHost, "quiesced", quiesced)
+    world = World(AFTER, {"snapshot": becomes(BEFORE), "undo snapshot": becomes(AFTER), **scripts})
+    failed, found, dummy = go(world, QUIET, per_disk=True)
+    assert failed == bool(scripts) and world.calls == calls(expected) and found["quiesced"] is quiesced
+    assert found["results"] == [{"disk": "vda", "result": AS_BEFORE if failed else DONE, "msg": found["results"][0]["msg"]}]
+
+
+@pytest.mark.parametrize(("plan", "quiesced"), [(QUIET, True), (replace(SNAPSHOT, quiesces=False), False), (SNAPSHOT, None)])
+def test_check_mode_tells_whether_it_would_freeze(go, plan, quiesced):
+    assert go(World(AFTER), plan, check_mode=True, per_disk=True)[1]["quiesced"] is quiesced

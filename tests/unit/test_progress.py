@@ -31,10 +31,11 @@ def step(action, begun=True):
     return {"action": action, "begun": begun}
 
 
-STARTED = {"changed": True, "job": job(), "steps": [step("copy")], "diff": CHAINS, "domains": ["during"]}
+ON, OFF = {"name": "vm1", "active": True}, {"name": "vm1", "active": False}
+STARTED = {"changed": True, "job": job(), "steps": [step("copy")], "diff": CHAINS, "domains": [ON]}
 DONE = {"changed": True, "job": None, "steps": [step("wait"), step("pivot")], "diff": {"before": "old\n", "after": "new\n"}, "domains": ["after"]}
 FAILED = {"failed": True, "changed": False, "code": "job_failed", "msg": "The copy job ended.", "rolled_back": True}
-NOTHING = {"changed": False, "job": None, "steps": [], "diff": CHAINS}
+NOTHING = {"changed": False, "job": None, "steps": [], "diff": CHAINS, "domains": [ON]}
 
 
 class World:
@@ -163,6 +164,16 @@ def test_not_quiet(go, arguments):
 def test_nothing_to_watch_nor_to_finish(go, first):
     world = World(first)
     assert go(world) == first and world.phases == ["start"] and world.shown == []
+
+
+@pytest.mark.parametrize("domains", [[OFF], []], ids=["off", "images"])
+@pytest.mark.parametrize("option", ["disk", *progress.DELETES])
+def test_what_no_qemu_has_open_is_done_by_the_first_run(go, domains, option):
+    """A guest that is off, or images of no guest: there is no job, and their files are removed by the same run."""
+    first = dict(STARTED, job=None, domains=domains, steps=[step("merge"), step("delete")])
+    world = World(first)
+    assert go(world, dict(ARGUMENTS, **{option: ["/old"]}), "block_commit") == first
+    assert world.phases == ["start"] and world.shown == [] and world.warned == []
 
 
 @pytest.mark.parametrize("option", progress.DELETES)

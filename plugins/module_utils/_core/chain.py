@@ -96,7 +96,7 @@ class Layer:
             return self.attribute("path")
         if self.type == "nvme" and self.address:
             return "%s/%s" % (pci_address(self.address), self.attribute("namespace"))
-        return self.attribute("name") if self.type == "network" else None
+        return self.attribute("name") if self.type in ("network", UNNAMED) else None
 
     @property
     def place(self) -> tuple:
@@ -131,6 +131,19 @@ def _host(host: Pairs) -> str:
 def file_layer(path: str, format: Optional[str], index: Optional[int] = None) -> Layer:
     """A layer in a regular file."""
     return Layer("file", (("file", path),), format, index)
+
+
+UNNAMED = "unnamed"
+
+
+def unnamed() -> Layer:
+    """A layer of a prediction whose name libvirt will choose."""
+    return Layer(UNNAMED, (("name", "a new overlay, which libvirt names"),), "qcow2")
+
+
+def same_places(expected: tuple, actual: tuple) -> bool:
+    """Are they the same places, one by one? A place that is not yet named is any."""
+    return len(expected) == len(actual) and all(one[0] == UNNAMED or one == two for one, two in zip(expected, actual))
 
 
 class Place(NamedTuple):
@@ -170,6 +183,11 @@ class Chain:
 
     def depth_of(self, place: tuple) -> Optional[int]:
         return self.places.index(place) if place in self.places else None
+
+    def named(self, text: str) -> Optional[int]:
+        """The depth of the layer at that path, or that is printed like that; None where there is none."""
+        depth = self.depth_of(("path", normal_path(text)))
+        return depth if depth is not None else next((depth for depth, layer in enumerate(self.layers) if str(layer) == text), None)
 
     @property
     def branched(self) -> bool:
@@ -218,15 +236,17 @@ def snapshot(chain: Chain, overlay: Layer) -> Chain:
     return replace(chain, layers=(overlay,) + chain.layers)
 
 
-def pull(chain: Chain, base: Optional[int] = None) -> Chain:
-    """The chain after a pull down to the layer at depth ``base`` (kept), or a flatten where ``base`` is None."""
+def pull(chain: Chain, base: Optional[int] = None, top: int = 0) -> Chain:
+    """The chain after a pull into the layer at depth ``top``, down to that at depth ``base`` (kept), or to the end where ``base`` is None."""
     if not chain.layers:
         raise ValueError("an empty drive has nothing to pull")
+    if not 0 <= top < len(chain):
+        raise ValueError("depth %s is not a layer of this chain" % top)
     if base is None:
-        return Chain(chain.layers[:1], True)
-    if not 0 < base < len(chain):
-        raise ValueError("depth %s is not a layer below the active one" % base)
-    return replace(chain, layers=chain.layers[:1] + chain.layers[base:])
+        return Chain(chain.layers[: top + 1], True)
+    if not top < base < len(chain):
+        raise ValueError("depth %s is not a layer below that at depth %s" % (base, top))
+    return replace(chain, layers=chain.layers[: top + 1] + chain.layers[base:])
 
 
 def commit(chain: Chain, top: int, base: int) -> Chain:
@@ -251,7 +271,7 @@ def same_shape(expected: Chain, actual: Chain) -> bool:
 
     What either side does not know (a format, an end) contradicts nothing; indexes are not compared.
     """
-    if expected.places != actual.places:
+    if not same_places(expected.places, actual.places):
         return False
     if expected.ends is not None and actual.ends is not None and expected.ends != actual.ends:
         return False

@@ -10,6 +10,7 @@ mixed up. ``index`` is read, not counted. Nothing is fetched, expanded or guesse
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Iterable, List, Optional, Tuple
 
 from .chain import NO_FACTS, Chain, Facts, Layer, Pairs
@@ -26,6 +27,9 @@ except ImportError:  # the pipeline says which package is missing, before anythi
 # One namespace for each disk, so that two runs on two disks of a guest never rewrite each other's note.
 RECORD_URI = "https://livestorage.github.io/libvirt/job/1/%s"
 RECORD_PREFIX = "livestorage"
+NOTED_URI = "https://livestorage.github.io/libvirt/snapshots/1"
+NOTE_WORDS = (("files", "overlay"), ("bases", "state"), ("on_delete", "on_delete"), ("spoiled", "spoiled"))
+AGENT = "org.qemu.guest_agent.0"
 
 _NOT_A_PLACE = frozenset(["index", "startupPolicy", "fdgroup", "tls", "tlsHostname", "tlsFromConfig"])
 _DETAILS = ("config", "initiator", "snapshot")
@@ -55,7 +59,10 @@ def parse_domain(xml: str, active: bool, state: str = "running", persistent: boo
         config = tuple(map(_disk, parsed(config_xml).iterfind("devices/disk")))
     else:
         config = disks if persistent and not active else ()
-    return Domain(root.findtext("name"), root.findtext("uuid") or "", active, state, persistent, disks, config, tuple(_records(root)))
+    records = tuple(_records(root))
+    name, uuid = root.findtext("name"), root.findtext("uuid") or ""
+    labels = tuple(_labels(root))
+    return Domain(name, uuid, active, state, persistent, disks, config, records, agent=_agent(root), noted=_noted(root), seclabels=labels)
 
 
 def mentioned(xml: str) -> frozenset:
@@ -95,6 +102,11 @@ def _mirror(element) -> Mirror:
     if element.find("source") is None and element.get("file"):  # all that libvirt wrote before 1.2.6
         chain = Chain((Layer("file", (("file", element.get("file")),), element.get("format")),) + chain.layers[1:], chain.ends)
     return Mirror(element.get("job", "copy"), element.get("ready"), chain)
+
+
+def layer_of(element) -> Optional[Layer]:
+    """The layer of a ``<disk>`` or anything like it, None where it has none."""
+    return _chain(element).active
 
 
 def _chain(element) -> Chain:
@@ -202,20 +214,30 @@ def _records(root) -> Iterable[Record]:
             )
 
 
-def parse_snapshot(xml: str) -> Snapshot:
-    """The name of a snapshot that libvirt keeps metadata of, its external overlays, and what was active below them then."""
-    root = parsed(xml)
-    files = _named_paths((disk.get("name"), disk) for disk in root.iterfind("disks/disk[@snapshot='external']"))
-    disks = root.findall("domain/devices/disk")
-    overlaid = {name for name, dummy in files}
-    bases = _named_paths((disk.find("target").get("dev"), disk) for disk in disks if disk.find("target") is not None)
-    return Snapshot(root.findtext("name"), files, tuple(pair for pair in bases if pair[0] in overlaid))
+def _labels(root) -> Iterable[Tuple[str, str]]:
+    """What the guest's QEMU runs under, as (model, label): only a running guest has it."""
+    for element in root.iterfind("seclabel"):
+        label = (element.findtext("label") or "").strip()
+        if label:
+            yield element.get("model", ""), label
 
 
-def _named_paths(disks: Iterable[tuple]) -> Tuple[Tuple[str, str], ...]:
-    found = ((name, disk.find("source")) for name, disk in disks)
-    paths = ((name, source.get("file") or source.get("dev")) for name, source in found if source is not None)
-    return tuple(pair for pair in paths if pair[0] and pair[1])
+def _agent(root) -> Optional[str]:
+    """The state of the guest agent's channel; None where there is none."""
+    targets = (target for target in root.iterfind("devices/channel/target") if target.get("name") == AGENT)
+    return next((target.get("state") or "disconnected" for target in targets), None)
+
+
+def _noted(root) -> Tuple[Snapshot, ...]:
+    """What our own note in the metadata of a domain's XML says of its snapshots."""
+    found = []
+    for element in root.iterfind("metadata/{%s}snapshots/{*}snapshot" % NOTED_URI):
+        disks = [(disk.get("name", ""), disk) for disk in element.iterfind("{*}disk")]
+        shot = Snapshot(element.get("name", ""), tracked=element.get("tracked") == "yes")
+        values = {key: tuple((name, disk.get(word)) for name, disk in disks if disk.get(word)) for key, word in NOTE_WORDS}
+        values["on_delete"] = tuple(pair for pair in values["on_delete"] if pair[1] in ("forward", "backward"))
+        found.append(replace(shot, **values))
+    return tuple(found)
 
 
 def parse_checkpoint(xml: str) -> Tuple[Tuple[str, str], ...]:

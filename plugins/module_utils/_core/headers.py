@@ -11,9 +11,9 @@ decided elsewhere: here are only probes, by (path, format) as they were asked fo
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Dict, Iterable, List, Mapping, Optional, Tuple
+from typing import Callable, Dict, Iterable, List, Mapping, Optional, Tuple
 
-from .chain import HEADER, Chain, Layer
+from .chain import HEADER, OPTION, Chain, Layer
 from .host_facts import Probe
 from .image_info import shown_name
 from .model import Disk, Domain
@@ -148,3 +148,36 @@ def _with_store(layer: Layer, probes: Probes) -> Layer:
     if layer.store is not None or probe is None or probe.image is None or not probe.image.data:
         return layer
     return replace(layer, store=store_layer(probe, probes))
+
+
+def whole(domain: Domain, probes: Probes, deepest: int, same: Callable[[Chain, Chain], Optional[bool]]) -> Domain:
+    """A guest that is off with the chains of its disks down to their end, by the headers; ``config`` stays what its definition says.
+
+    Where the definition and the headers differ, but ``same`` finds that both chains show the same data, the headers are right: a run that was
+    killed has changed them, and not yet the definition.
+    """
+    if domain.active:
+        return domain
+    return replace(domain, disks=tuple(replace(disk, chain=_by_both(disk.chain, probes, deepest, same)) for disk in domain.disks))
+
+
+def _by_both(written: Chain, probes: Probes, deepest: int, same: Callable[[Chain, Chain], Optional[bool]]) -> Chain:
+    chain = completed(written, probes, deepest).chain
+    if len(written) < 2 or not chain.ends:
+        return chain
+    told = follow(chain.layers[0], probes, deepest).chain
+    return told if told.ends and told.places != chain.places and same(chain, told) else chain
+
+
+def bare_guest(path: str, format: Optional[str], probes: Probes, deepest: int, name: Optional[str] = None) -> Domain:
+    """An image that belongs to no guest, as a guest that is off and has it as its one disk. An image that is not there has no chain.
+
+    ``name``: what it is called where its chain began at another image before.
+    """
+    probe, name = probes[path, format], name or path
+    disk = Disk(name, Chain())
+    if probe.problem != "missing":
+        kind = probe.kind or "file"
+        start = Layer(kind, (("dev" if kind == "block" else "file", path),), probe.format, known_from=OPTION)
+        disk = replace(disk, chain=follow(start, probes, deepest).chain)
+    return Domain(name, name, False, "shutdown", False, (disk,), bare=True)

@@ -21,6 +21,7 @@ class File:
 
     ``device`` and ``inode`` tell two files of one name apart; ``real`` is the path with its links resolved. ``free`` is what its file
     system has left, in bytes, None where that is not known. ``claimed``: a block device that the host itself uses, as one that is mounted.
+    ``protected`` is why its owner does not want it written to, whoever could; None where nothing says so.
     """
 
     path: str
@@ -33,6 +34,7 @@ class File:
     parent: Optional[str] = None
     free: Optional[int] = None
     claimed: bool = False
+    protected: Optional[str] = None
 
 
 @dataclass(frozen=True)

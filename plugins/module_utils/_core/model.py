@@ -13,8 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Callable, Dict, Iterable, Mapping, Optional, Tuple
 
+from .apparmor import Confinement
 from .chain import Chain, Layer, Pairs
 from .host_facts import NOT_ASKED, File, Image, Probe, Process, QemuView, Sizes, Versions, Volume
+from .notes import Record, Snapshot, Use
 
 PULL, COPY, COMMIT, ACTIVE_COMMIT, BACKUP = "pull", "copy", "commit", "active-commit", "backup"
 
@@ -71,30 +73,14 @@ class Disk:
 
 
 @dataclass(frozen=True)
-class Record:
-    """The note that a run leaves in the guest's live metadata before it starts a job (see ``write_xml.record_xml``).
-
-    ``job`` is its type, ``layers`` the layers it was given (pull: the base; commit: top and base; copy: the destination),
-    ``indexes`` the identities of all layers at that time: the note speaks of today's job only while they are the same.
-    What says no more about its meaning: ``since``, the second (Unix time) of the start, ``source``, the path of the layer that a
-    copy leaves, ``creates``, the file that did not exist before it, and ``merges``, the paths of the layers that a commit merges.
-    """
-
-    disk: str
-    job: str
-    layers: str
-    indexes: str
-    since: Optional[int] = field(default=None, compare=False)
-    source: Optional[str] = field(default=None, compare=False)
-    creates: Optional[str] = field(default=None, compare=False)
-    merges: Tuple[str, ...] = field(default=(), compare=False)
-
-
-@dataclass(frozen=True)
 class Domain:
     """A guest. ``disks`` is what is in use now; ``config`` is what the next start will have (empty for a transient guest).
 
-    ``mentioned``: every path that its XML names anywhere, if asked for.
+    ``mentioned``: every path that its XML names anywhere, if asked for. ``saved``: its memory is kept in a managed save image.
+    ``agent`` is the state of its guest agent's channel, connected or disconnected, None where it has no such channel.
+    ``noted``: what our own note in its metadata says of its snapshots. ``bare``: no guest at all, but an image by itself, whose path is the
+    name, the uuid and the one disk.
+    ``seclabels`` are the (model, label) pairs that its QEMU runs under.
     """
 
     name: str
@@ -106,6 +92,11 @@ class Domain:
     config: Tuple[Disk, ...] = ()
     records: Tuple[Record, ...] = ()
     mentioned: frozenset = frozenset()
+    saved: bool = False
+    agent: Optional[str] = None
+    noted: Tuple[Snapshot, ...] = ()
+    bare: bool = False
+    seclabels: Tuple[Tuple[str, str], ...] = field(default=(), compare=False)
 
     def disk(self, target: str) -> Optional[Disk]:
         return next((disk for disk in self.disks if disk.target == target), None)
@@ -115,31 +106,6 @@ class Domain:
 
     def record(self, target: str) -> Optional[Record]:
         return next((record for record in self.records if record.disk == target), None)
-
-
-@dataclass(frozen=True)
-class Use:
-    """A layer that some guest's disk uses: in its live chain or in the chain of its next start.
-
-    ``layer`` is the place as the XML writes it, where it was resolved to this one (a volume to its path, a link to its target).
-    ``writes``: the guest may write to it, and does not declare it shareable.
-    """
-
-    place: tuple
-    guest: str
-    uuid: str
-    disk: str
-    layer: tuple = ()
-    writes: bool = False
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A snapshot that libvirt keeps metadata of: its external overlays, and the images below them then, as (disk, path) pairs."""
-
-    name: str
-    files: Tuple[Tuple[str, str], ...] = ()
-    bases: Tuple[Tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -164,11 +130,18 @@ class Needs:
     ``paths_of`` names further paths once the guest is known. ``tolerant``: a guest whose jobs cannot be read is no failure.
     ``headers``: how many layers deep the chains of all guests seen are read from the images' own headers (0: not at all), and
     ``bare`` the (path, format) of images that belong to no guest. ``guests``: False where no guest is to be looked at at all.
+    ``of_snapshots``: the files that the guest's snapshots name, and their headers.
     ``shots``: the snapshots of every guest seen. ``doubts``: QEMU is asked about guests of which libvirt may be wrong (``pivot.doubtful``).
     ``volume`` is a (pool, volume) to look up, to be read as ``volume_format``. ``bitmaps``: of the guest's checkpoints. ``versions``: of
     libvirt and QEMU. ``sample``: the seconds between two looks at running jobs, for their rate (0: none).
     ``measure`` names, once the guest is known, (layers, format): what an image of that format needs for what they hold.
     ``prepared`` says then whether the volume, or the first of ``bare``, is looked at for data of its own.
+    ``offline``: the chains of guests that are off are read to their end, by the headers, and each of their images is asked for its holders;
+    ``as_guests``: the ``bare`` images are looked at as guests of their own that are off, with those
+    ``names`` where they are given. ``agree`` names, of a guest, (disk, layers, layers): whether both chains show
+    the same data, or, where the second is empty, whether the first layer holds nothing of its own.
+    ``confinement``: what AppArmor lets the QEMU of each running guest do. ``paths_with`` names further paths of each guest, its ``shots`` being
+    known; these with ``bitmaps`` are the checkpoints of every guest seen.
     """
 
     selection: Selection
@@ -179,6 +152,7 @@ class Needs:
     paths_of: Optional[Callable[[Domain], Iterable[str]]] = None
     uses: bool = False
     snapshots: bool = False
+    of_snapshots: bool = False
     tolerant: bool = False
     guests: bool = True
     headers: int = 0
@@ -195,6 +169,12 @@ class Needs:
     sample: float = 0.0
     measure: Optional[Callable[[Domain], Optional[Tuple[Tuple[Layer, ...], str]]]] = None
     prepared: Optional[Callable[[Domain], bool]] = None
+    offline: bool = False
+    as_guests: bool = False
+    names: Tuple[str, ...] = ()
+    agree: Optional[Callable[[Domain], Iterable[Tuple[str, Tuple[Layer, ...], Tuple[Layer, ...]]]]] = None
+    confinement: bool = False
+    paths_with: Optional[Callable[[Domain, Tuple[Snapshot, ...]], Iterable[str]]] = None
 
 
 @dataclass(frozen=True)
@@ -207,6 +187,10 @@ class Observed:
     which guests (uuid) changed during the look. ``bitmaps`` are (disk, name) of the guest's checkpoints, ``volume`` is what was asked for.
     ``rates`` are of the jobs that were looked at twice and still run, by (uuid, disk): the job at the second look, and its bytes per second between.
     ``measured`` is in bytes, ``holds`` whether a prepared image has data of its own; None where it was not asked for or not found out.
+    ``same`` is by (uuid, disk), whether the chains that were asked for show the same data. ``held`` is why an
+    image cannot be locked now, by (path, for writing), None where it can.
+    ``confinement`` is by uuid, for guests that AppArmor confines. ``checkpoints`` are by uuid, (name, (disk, bitmap) pairs) each. ``unanswered``
+    is the (code, sentence) of a question about a guest that got no answer, by (uuid, question).
     """
 
     domains: Tuple[Domain, ...]
@@ -230,6 +214,11 @@ class Observed:
     rates: Mapping[Tuple[str, str], Tuple[Job, Optional[float]]] = field(default_factory=dict)
     measured: Optional[int] = None
     holds: Optional[bool] = None
+    same: Mapping[Tuple[str, str], bool] = field(default_factory=dict)
+    held: Mapping[Tuple[str, bool], Optional[str]] = field(default_factory=dict)
+    confinement: Mapping[str, Confinement] = field(default_factory=dict)
+    checkpoints: Mapping[str, Tuple[Tuple[str, Tuple[Pairs, ...]], ...]] = field(default_factory=dict)
+    unanswered: Mapping[Tuple[str, str], Tuple[str, str]] = field(default_factory=dict)
 
     @property
     def domain(self) -> Domain:
@@ -257,7 +246,12 @@ def _domain_identity(domain: Domain) -> tuple:
         )
         for disk in domain.disks
     )
-    return (domain.uuid, domain.active, domain.persistent, disks, tuple((disk.target, disk.chain) for disk in domain.config))
+    return (domain.uuid, domain.active, domain.persistent, domain.saved, disks, tuple((disk.target, disk.chain) for disk in domain.config))
+
+
+def where(domain: Domain, disk: Disk) -> str:
+    """A disk in a message."""
+    return "the image %s" % domain.name if domain.bare else "disk %s of guest %s" % (disk.target, domain.name)
 
 
 def with_disk(domain: Domain, target: str, **changes) -> Domain:

@@ -19,7 +19,11 @@ SNAPSHOT, PULL, COMMIT, COPY = "snapshot", "pull", "commit", "copy"
 WAIT, PIVOT, ABORT, SPEED = "wait", "pivot", "abort", "speed"
 CREATE, PREPARE, DISCARD, DELETE = "create", "prepare", "discard", "delete"
 DEFINE, PROTECT, FORGET = "define", "protect", "forget"
-QUIET = frozenset([FORGET])  # what changes nothing about the guest
+# On images that no QEMU has open: hold their locks, merge layers into one below, change what a layer stands on, put an overlay on one, write the definition.
+LOCK, MERGE, REBASE, OVERLAY, REDEFINE = "lock", "merge", "rebase", "overlay", "redefine"
+FREEZE, THAW = "freeze", "thaw"
+REVERT, RETELL, DISOWN = "revert", "retell", "disown"  # what libvirt keeps of snapshots
+QUIET = frozenset([FORGET, LOCK, FREEZE, THAW])  # what changes nothing about the guest
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """``fence``: the position in ``steps`` after which undo would be a lie (None: all can be undone).
+    """``fence``: the position in ``steps`` after which undo would be a lie (None: all can be undone). Work on several disks has
+    ``fences``, one for each disk whose work can be done while that of another fails.
 
     ``spoils``: layers whose content is harmed even if the chain's shape comes back. ``settles`` is False where the
     run does not wait for its job: then ``after`` is where the guest is going, and the look afterwards may still see the job.
     ``failing`` is the (code, sentence) with which the run fails although its steps succeed, where they only keep a harm from growing;
+    ``quiesces``: whether the guest's file systems are frozen meanwhile, None where that was not asked for.
     ``stands`` then says how the guest stands, where libvirt does not know it.
     """
 
@@ -51,6 +57,16 @@ class Plan:
     about: Tuple[str, ...] = ()
     failing: Optional[Tuple[str, str]] = None
     stands: Optional[str] = None
+    fences: Tuple[int, ...] = ()
+    quiesces: Optional[bool] = None
+
+    def is_fence(self, position: int) -> bool:
+        return position == self.fence or position in self.fences
+
+    def crossed(self, begun: int) -> int:
+        """How many of so many begun steps are surely behind a fence, and so are not undone: a step after it was begun, too."""
+        passed = [position + 1 for position in range(begun) if self.is_fence(position) and begun > position + 1]
+        return max(passed, default=0)
 
     @property
     def changes(self) -> bool:
@@ -61,7 +77,7 @@ class Plan:
     def touched(self) -> frozenset:
         """The disks that the steps are about; without a step those that the plan is ``about``, or else every disk."""
         named = [step.disk for step in self.steps if step.disk is not None]
-        named += [target for step in self.steps for target, dummy in step.detail.get("overlays", ())]
+        named += [target for step in self.steps for name in ("overlays", "chains") for target, dummy in step.detail.get(name, ())]
         return frozenset(named or self.about or [disk.target for domain in self.before for disk in domain.disks])
 
 

@@ -13,11 +13,43 @@ from typing import Callable, Iterable, List, Mapping, Optional, Sequence
 
 from .chain import Chain
 from .model import Disk, Domain, Job, Mirror
-from .plan import ABORT, COMMIT, COPY, CREATE, DEFINE, DELETE, DISCARD, PIVOT, PREPARE, PROTECT, PULL, SNAPSHOT, SPEED, WAIT, Plan, Step
+from .plan import (
+    ABORT,
+    COMMIT,
+    COPY,
+    CREATE,
+    DEFINE,
+    DELETE,
+    DISCARD,
+    DISOWN,
+    FREEZE,
+    LOCK,
+    MERGE,
+    OVERLAY,
+    PIVOT,
+    PREPARE,
+    PROTECT,
+    PULL,
+    REBASE,
+    REDEFINE,
+    RETELL,
+    REVERT,
+    SNAPSHOT,
+    SPEED,
+    THAW,
+    WAIT,
+    Plan,
+    Step,
+)
 
 
 def domains_result(domains: Iterable[Domain]) -> List[dict]:
-    return [domain_result(domain) for domain in domains]
+    return [domain_result(domain) for domain in domains if not domain.bare]
+
+
+def images_result(domains: Iterable[Domain]) -> List[dict]:
+    """The images that were asked for by themselves, each with the chain that it begins (or that took its place)."""
+    return [{"path": domain.name, "chain": chain_result("", domain.disks[0].chain)} for domain in domains if domain.bare]
 
 
 def domain_result(domain: Domain) -> dict:
@@ -81,13 +113,14 @@ def mirror_result(target: str, mirror: Optional[Mirror]) -> Optional[dict]:
 def steps_result(plan: Plan, done: Sequence[Step]) -> List[dict]:
     """The steps of a plan: what each does, whether undo ends with it (the fence), and whether it was begun."""
     return [
-        {"action": step.action, "disk": step.disk, "does": _sentence(step), "fence": position == plan.fence, "begun": position < len(done)}
+        {"action": step.action, "disk": step.disk, "does": _sentence(step), "fence": plan.is_fence(position), "begun": position < len(done)}
         for position, step in enumerate(plan.steps)
     ]
 
 
 def _snapshot(disk: Optional[str], detail: Mapping) -> str:
-    return "put an overlay on %s" % ", ".join("%s: %s" % (target, layer) for target, layer in detail["overlays"])
+    memory = " and write the memory to %s" % detail["memory"] if detail.get("memory") else ""
+    return "put an overlay on %s%s" % (", ".join("%s: %s" % (target, layer) for target, layer in detail["overlays"]), memory)
 
 
 _SENTENCES: Mapping[str, Callable[[Optional[str], Mapping], str]] = {
@@ -104,8 +137,24 @@ _SENTENCES: Mapping[str, Callable[[Optional[str], Mapping], str]] = {
     DISCARD: lambda disk, detail: "remove %s, which an earlier run left" % detail["path"],
     DELETE: lambda disk, detail: "remove %s" % detail["path"],
     DEFINE: lambda disk, detail: "let the definition of the next start have the chain of %s" % disk,
+    LOCK: lambda disk, detail: "hold the images of %s, so that nobody else opens them" % disk,
+    MERGE: lambda disk, detail: "merge %s into %s" % (", ".join(str(layer) for layer in detail["chain"][:-1]), detail["chain"][-1]),
+    REBASE: lambda disk, detail: _rebase(detail),
+    OVERLAY: lambda disk, detail: "create %s on %s" % (detail["path"], detail["on"]),
+    REDEFINE: lambda disk, detail: "define %s" % ", ".join("%s on %s" % (target, chain.active) for target, chain in detail["chains"]),
+    FREEZE: lambda disk, detail: "freeze the file systems of the guest",
+    THAW: lambda disk, detail: "thaw the file systems of the guest",
+    REVERT: lambda disk, detail: "let libvirt revert the guest to the snapshot %s" % detail["name"],
+    RETELL: lambda disk, detail: "write down which layers the snapshots of the guest stand for now",
+    DISOWN: lambda disk, detail: "let libvirt forget the snapshot %s" % detail["name"],
     PROTECT: lambda disk, detail: "let the next start have %s on %s" % (detail["to"], disk),
 }
+
+
+def _rebase(detail: Mapping) -> str:
+    to = "nothing" if detail["to"] is None else detail["to"]
+    words = "pull what %s needs into it, and put it on %s" if detail["safe"] else "put %s on %s"
+    return words % (detail["layer"], to)
 
 
 def _sentence(step: Step) -> str:
@@ -118,7 +167,7 @@ def diff_text(domains: Iterable[Domain]) -> str:
     lines = []
     for domain in domains:
         for disk in domain.disks:
-            lines.append("guest %s, disk %s" % (domain.name, disk.target))
+            lines.append("image %s" % domain.name if domain.bare else "guest %s, disk %s" % (domain.name, disk.target))
             lines.extend(chain_lines(disk.chain))
             lines.extend(mirror_lines(disk.mirror))
     return "".join(line + "\n" for line in lines)

@@ -125,14 +125,14 @@ def data_moved(chain: List[dict], ends: Optional[bool]) -> dict:
     them, and null where the end is not known (``ends``). ``commit`` is by layer: what merging it into the one below moves. No
     more than the guest sees can be moved.
     """
-    sizes = [_held(layer) for layer in chain]
+    sizes = [held(layer) for layer in chain]
     most = chain[0]["virtual_size"] if chain else None
     pulls = [None if position == 0 else _sum(sizes[1:position], most) for position in range(len(chain))]
     commits = [sizes[position] if position < len(chain) - 1 else None for position in range(len(chain))]
     return {"flatten": _sum(sizes[1:], most) if chain and ends else None, "pull": pulls, "commit": commits}
 
 
-def _held(layer: dict) -> Optional[int]:
+def held(layer: dict) -> Optional[int]:
     held, most = layer["actual_size"], layer["virtual_size"]
     return held if held is None or most is None else min(held, most)
 

@@ -10,22 +10,22 @@ The law: a prediction that reality contradicts is an error, always; what neither
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import List
+from typing import List, Optional
 
-from .chain import same_shape
+from .chain import same_places, same_shape
 from .model import Disk, Domain, Observed
-from .plan import ABORT, Plan, Step
+from .plan import ABORT, DISOWN, SNAPSHOT, Plan, Step
 from .render import chain_text
 
 
-def mismatches(plan: Plan, seen: tuple, with_config: bool = True) -> List[str]:
+def mismatches(plan: Plan, seen: tuple, with_config: bool = True, only: Optional[str] = None) -> List[str]:
     """One sentence for each contradiction between ``plan.after`` and the guests as they are now; empty when all is well.
 
     Of a guest only the disks that the plan's steps are about are compared: other runs may work on its other disks.
-    ``with_config``: the definitions of the next start as well.
+    ``with_config``: the definitions of the next start as well. ``only``: nothing but that disk.
     """
     found = []
-    touched = plan.touched
+    touched = plan.touched if only is None else frozenset([only])
     now = {domain.uuid: domain for domain in seen}
     before = {domain.uuid: domain for domain in plan.before}
     for expected in plan.after:
@@ -39,6 +39,19 @@ def mismatches(plan: Plan, seen: tuple, with_config: bool = True) -> List[str]:
             found.extend(_still_running(plan, expected, actual))
             if with_config:
                 found.extend(_configs(expected, actual, plan.settles, touched))
+    return found
+
+
+def disk_results(plan: Plan, now: tuple) -> List[dict]:
+    """How far the work on each disk of a plan is, also where an earlier run did it: done, as_before, or other (neither of them)."""
+    found = []
+    states = {domain.uuid: domain.active for domain in now}
+    # A guest that has stopped meanwhile has its disks as they are nevertheless.
+    plan = replace(plan, **{when: tuple(replace(one, active=states.get(one.uuid, one.active)) for one in getattr(plan, when)) for when in ("before", "after")})
+    for target in sorted(plan.touched.union(plan.about)):
+        wrong = mismatches(plan, now, with_config=False, only=target)
+        back = mismatches(replace(plan, after=plan.before, settles=True), now, with_config=False, only=target)
+        found.append({"disk": target, "result": "done" if not wrong else "as_before" if not back else "other", "msg": "; ".join(wrong)})
     return found
 
 
@@ -125,7 +138,7 @@ def covers(written, wanted) -> bool:
     """Is ``written`` the same chain as ``wanted``, or a beginning of it whose rest libvirt will find in the headers?"""
     if written.ends or len(written) >= len(wanted):
         return same_shape(wanted, written)
-    return written.places == wanted.places[: len(written)] and len(written) > 0
+    return same_places(wanted.places[: len(written)], written.places) and len(written) > 0
 
 
 def same_disks(one: Domain, two: Domain) -> bool:
@@ -147,6 +160,14 @@ def same_as_before(plan: Plan, now: tuple) -> List[str]:
             if disk.target in plan.touched and disk.job is not None and jobs.get((domain.uuid, disk.target)) is None:
                 found.append("a %s job is running on disk %s of guest %s" % (disk.job.type, disk.target, domain.name))
     return found
+
+
+def still_kept(plan: Plan, now: Observed) -> List[str]:
+    """The snapshots that libvirt was to forget and still keeps, or was to keep and does not, in sentences."""
+    names = {shot.name for shot in now.snapshots}
+    found = ["libvirt still keeps the snapshot %s" % step.detail["name"] for step in plan.steps if step.action == DISOWN and step.detail["name"] in names]
+    taken = [step.detail["name"] for step in plan.steps if step.action == SNAPSHOT and step.detail["metadata"]]
+    return found + ["libvirt keeps no snapshot %s" % name for name in taken if name not in names]
 
 
 def needed_again(step: Step, now: Observed) -> List[str]:

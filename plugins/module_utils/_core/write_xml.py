@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Iterable, Mapping, Optional, Tuple
+from typing import Mapping, Optional
 
 from . import domain_xml
 from .chain import Chain, Layer
-from .errors import Moved, Refused
+from .errors import Moved
 from .model import Disk, Record
 from .verify import covers
 
@@ -33,26 +33,6 @@ def record_xml(record: Record) -> str:
     for path in record.merges:
         domain_xml.etree.SubElement(element, "merges", path=path)
     return domain_xml.etree.tostring(element).decode()
-
-
-def snapshot_xml(name: Optional[str], overlays: Iterable[Tuple[str, Layer]], others: Iterable[str]) -> str:
-    """``<domainsnapshot>`` with an external overlay for each (disk, layer) and ``snapshot='no'`` for the other disks.
-
-    Raises Refused (code overlay_type) for a layer that is neither a file nor a block device.
-    """
-    root = domain_xml.etree.Element("domainsnapshot")
-    if name:
-        domain_xml.etree.SubElement(root, "name").text = name
-    disks = domain_xml.etree.SubElement(root, "disks")
-    for target, layer in overlays:
-        if layer.type not in ("file", "block"):
-            raise Refused("overlay_type", "The overlay of disk %s must be a file or a block device, not %s." % (target, layer.type))
-        disk = domain_xml.etree.SubElement(disks, "disk", name=target, snapshot="external", type=layer.type)
-        domain_xml.etree.SubElement(disk, "driver", type=layer.format)
-        domain_xml.etree.SubElement(disk, "source", dict(layer.source))
-    for target in others:
-        domain_xml.etree.SubElement(disks, "disk", name=target, snapshot="no")
-    return domain_xml.etree.tostring(root).decode()
 
 
 def copy_xml(destination: Layer, below: Optional[Chain] = None) -> str:
@@ -106,26 +86,82 @@ def as_running(config: str, live: str, target: str) -> Optional[str]:
     for private in [one for part in parts for one in part.iter("privateData")]:
         private.getparent().remove(private)
     format_ = running.find("driver").get("type") if running.find("driver") is not None else None
-    return _rewritten(root, disk, running.get("type"), format_, parts)
+    return domain_xml.etree.tostring(root).decode() if _rewrite(disk, running.get("type"), format_, parts) else None
 
 
 def on_image(config: str, target: str, layer: Layer) -> Optional[str]:
     """The definition of the next start with that layer as a disk's active one, and what is below it left to the layer's own header."""
-    root, disk = _disk_of(config, target)
-    other = domain_xml.etree.Element("disk")
-    _write_chain(other, Chain((_without_index(layer),)), "driver")
-    return _rewritten(root, disk, layer.type, layer.format, [other.find("source")])
+    return with_chains(config, {target: Chain((layer,))})
+
+
+def with_chains(config: str, chains: Mapping[str, Chain]) -> Optional[str]:
+    """The definition of the next start with these chains for disks (by target); None where it says so already.
+
+    What is below an active layer is only spelled out where that was so before: elsewhere libvirt goes on to read it from the headers.
+    What the definition says of a layer that stays, such as a secret, it still says.
+    """
+    before, root = domain_xml.parse_domain(config, False), domain_xml.parsed(config)
+    changed = False
+    for target, chain in chains.items():
+        disk = _disk_in(root, target)
+        wanted = chain if disk.find("backingStore") is not None else Chain(chain.layers[:1])
+        written = before.disk(target).chain
+        if not _says(written, wanted):
+            changed = _rewrite(disk, wanted.active.type, wanted.active.format, _spelled(disk, written, wanted)) or changed
+    return domain_xml.etree.tostring(root).decode() if changed else None
+
+
+def _says(written: Chain, wanted: Chain) -> bool:
+    """Does a definition name these layers, in these formats, as far as it does not leave them to the headers?"""
+    formats = all(one.format in (None, two.format) for one, two in zip(wanted.layers, written.layers))
+    ends = written.ends is None or (written.ends == wanted.ends and len(written) == len(wanted))
+    return bool(written.layers) and written.places == wanted.places[: len(written)] and formats and ends
+
+
+def _spelled(disk, written: Chain, wanted: Chain) -> list:
+    """The elements for a chain, with the sources that a disk has already for the same layers."""
+    known = _sources(disk, written)
+    root = element = domain_xml.etree.Element("disk")
+    _write_chain(root, wanted.map(_without_index), "driver")
+    for layer in wanted.layers:
+        source = known.get(_where(layer))
+        if source is not None:
+            element.replace(element.find("source"), source)
+        element = element.find("backingStore")
+    return [child for child in root if child.tag in _WHERE]
+
+
+def _sources(disk, written: Chain) -> dict:
+    """The ``<source>`` of each layer, with what stood beside it before libvirt 3.9."""
+    found, element = {}, disk
+    for layer in written.layers:
+        source = copy.deepcopy(element.find("source"))
+        if source is not None:
+            source.attrib.pop("index", None)
+            source.extend(copy.deepcopy(child) for child in element if child.tag in ("auth", "encryption"))
+            found[_where(layer)] = source
+        element = element.find("backingStore")
+    return found
+
+
+def _where(layer: Layer) -> tuple:
+    return (layer.type, layer.source, layer.hosts, layer.address, layer.details)
 
 
 def _disk_of(xml: str, target: str) -> tuple:
     root = domain_xml.parsed(xml)
+    return root, _disk_in(root, target)
+
+
+def _disk_in(root, target: str):
     found = [disk for disk in root.iterfind("devices/disk") if disk.find("target") is not None and disk.find("target").get("dev") == target]
     if not found:
         raise Moved("disk_gone", "The guest %s has no disk %s in its definition any more." % (root.findtext("name"), target))
-    return root, found[0]
+    return found[0]
 
 
-def _rewritten(root, disk, kind: str, format_: Optional[str], wanted: list) -> Optional[str]:
+def _rewrite(disk, kind: str, format_: Optional[str], wanted: list) -> bool:
+    """Was there anything to change?"""
     before = domain_xml.etree.tostring(disk, method="c14n")
     position = next((number for number, child in enumerate(disk) if child.tag in _WHERE), len(disk))
     for child in [child for child in disk if child.tag in _WHERE]:
@@ -140,9 +176,7 @@ def _rewritten(root, disk, kind: str, format_: Optional[str], wanted: list) -> O
             driver = domain_xml.etree.Element("driver", name="qemu")
             disk.insert(0, driver)
         driver.set("type", format_)
-    if domain_xml.etree.tostring(disk, method="c14n") == before:
-        return None
-    return domain_xml.etree.tostring(root).decode()
+    return domain_xml.etree.tostring(disk, method="c14n") != before
 
 
 def chain_xml(disk: Disk) -> str:

@@ -7,12 +7,19 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
+import struct
 from dataclasses import replace
 from typing import Iterable, Optional
 
 from .._core.model import File
+
+# FS_IOC_GETFLAGS of linux/fs.h; POWER numbers its ioctls in another way.
+GET_FLAGS = (0x40000000 if os.uname().machine.startswith("ppc") else 0x80000000) | struct.calcsize("l") << 16 | 0x6601
+IMMUTABLE, APPEND_ONLY = 0x10, 0x20
+BLOCK_READ_ONLY = "/sys/dev/block/%d:%d/ro"
 
 
 def read_file(path: str) -> File:
@@ -29,7 +36,55 @@ def read_file(path: str) -> File:
     except OSError:
         return replace(base, exists=os.path.lexists(path), kind="other" if os.path.lexists(path) else None)
     kind = _kind(path)
-    return replace(base, exists=True, claimed=kind == "block" and _claimed(path), kind=kind, size=facts.st_size, device=facts.st_dev, inode=facts.st_ino)
+    found = replace(base, exists=True, claimed=kind == "block" and _claimed(path), kind=kind, size=facts.st_size, device=facts.st_dev, inode=facts.st_ino)
+    return replace(found, protected=_protected(path, facts))
+
+
+def _protected(path: str, facts: os.stat_result) -> Optional[str]:
+    """Why nobody is to write to an image; root could often do it nevertheless."""
+    if stat.S_ISBLK(facts.st_mode):
+        return "the host has set the block device read-only" if _read_only_device(facts.st_rdev) else None
+    if not stat.S_ISREG(facts.st_mode):
+        return None
+    flags = _flags(path)
+    reasons = (
+        (_on_read_only(path), "its file system is mounted read-only"),
+        (flags & IMMUTABLE, "it is immutable (chattr +i)"),
+        (flags & APPEND_ONLY, "it can only be appended to (chattr +a)"),
+        (not facts.st_mode & 0o222, "its mode %04o lets nobody write to it" % stat.S_IMODE(facts.st_mode)),
+    )
+    return next((why for wrong, why in reasons if wrong), None)
+
+
+def _on_read_only(path: str) -> bool:
+    try:
+        return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
+
+
+def _flags(path: str) -> int:
+    """The attributes of chattr; none where the file system has none, or they may not be read."""
+    answer = bytearray(struct.calcsize("l"))
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            # By now it may be something else, of which an ioctl means something else.
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                fcntl.ioctl(descriptor, GET_FLAGS, answer)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return 0
+    return struct.unpack_from("=I", answer)[0]
+
+
+def _read_only_device(number: int) -> bool:
+    try:
+        with open(BLOCK_READ_ONLY % (os.major(number), os.minor(number)), encoding="ascii") as file:
+            return file.read().strip() == "1"
+    except OSError:
+        return False
 
 
 def _claimed(path: str) -> bool:

@@ -4,28 +4,35 @@
 
 """The host: look at it, do a step, undo a step. It translates and never decides.
 
-``do`` and ``undo`` take the steps of ``_core/plan.py`` (see ``steps.py``, ``waits.py`` and ``pivots.py``). ``undo`` may be called for a
+``do`` and ``undo`` take the steps of ``_core/plan.py`` (see ``steps.py``, ``waits.py``, ``pivots.py`` and ``offline.py``). ``undo`` may be called for a
 step that was only half done, or twice, and removes no file that this run did not create.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Dict, List, Optional, Set, Tuple
+from typing import Dict, List, Mapping, Optional, Set, Tuple
 
+from .._core.apparmor import APPARMOR, Confinement
+from .._core.chain import Chain
 from .._core.errors import CallFailed, LiveStorageError, Unavailable
-from .._core.headers import Probes, measured, wanted
+from .._core.headers import Probes, bare_guest, measured, wanted, whole
 from .._core.host_facts import NOT_ASKED, File, Image, Process, QemuView, Volume
-from .._core.model import Domain, Needs, Observed, Selection
+from .._core.model import Domain, Needs, Observed, Selection, Snapshot
 from .._core.pivot import doubtful, processes_of, unmentioned
 from .._core.verify import same_disks
+from .confinement import confinement
 from .files import read_file
-from .image_work import holds_data, measure
+from .image_locks import Locks, in_use
+from .image_work import holds_data, measure, same_data
 from .images import Images
 from .libvirt_host import Connection, surely_local
+from .offline import Offline
+from .patience import PATH_SECONDS, Look
 from .pivots import Pivots
 from .processes import ask_monitor, qemu_processes
 from .qemu_img import PATIENT_SECONDS, SECONDS, read_image
+from .snapshots import Snapshots
 from .steps import Steps
 from .uses import all_uses
 from .waits import Waits
@@ -34,7 +41,20 @@ LOOKS, FEW = 3, 10  # how often as many guests are looked at again that change u
 OTHERS_SECONDS = 2.0  # how long an info module reads the images of guests that it was not asked about
 
 
-class Host(Steps, Waits, Pivots):
+NO_ANSWER = "the storage gave no answer in time"
+Shots = Mapping[str, Tuple[Snapshot, ...]]  # by the guest's uuid
+
+
+class _Troubles:
+    """What could not be read during a look: in words, the names of the guests whose jobs are not known, and by (uuid, question)."""
+
+    def __init__(self) -> None:
+        self.words: List[str] = []
+        self.silent: List[str] = []
+        self.of_guests: Dict[Tuple[str, str], Tuple[str, str]] = {}
+
+
+class Host(Steps, Waits, Pivots, Offline, Snapshots):
     """One hypervisor. ``clock``, ``sleep`` and ``now_of_day`` are the time module's, passed in for tests.
 
     ``notes`` are sentences about what was noticed while steps were done, which are no failures.
@@ -54,8 +74,14 @@ class Host(Steps, Waits, Pivots):
         self._owned: Dict[str, Optional[Tuple[Optional[int], Optional[int]]]] = {}  # the files that QEMU has at the paths that this run created
         self._pivoting: Set[str] = set()  # the disks on which this run has begun a pivot, whatever became of it
         self._made: Set[str] = set()  # the files that this run created before a job
+        self._written: Set[str] = set()  # the disks on which this run has begun to write into a base
         self._slower: Dict[str, int] = {}  # the speed limits that this run changed
         self._behind: Dict[str, str] = {}  # what was said of the copies that do not catch up with their guests
+        self._locks = Locks()
+        self._agreed: Dict[tuple, Optional[bool]] = {}
+        self._rebased: Set[str] = set()  # the images that this run has begun to put on another one
+        self._renamed: List[str] = []  # what libvirt kept of the snapshots that this run redefined
+        self._redefined: Dict[Tuple[str, ...], Tuple[str, str]] = {}  # by disks: the definition before this run wrote one, and what it wrote
         self.notes: List[str] = []
 
     @property
@@ -66,6 +92,7 @@ class Host(Steps, Waits, Pivots):
         return self._opened
 
     def close(self) -> None:
+        self._locks.release()
         if self._opened is not None:
             self._opened.close()
 
@@ -91,50 +118,71 @@ class Host(Steps, Waits, Pivots):
             self._reach()
             local = self._connection.local
         handles = self._connection.select(selection) if needs.guests else []
-        silent: List[str] = []
-        read = [(handle, self._read(handle, needs, silent)) for handle in handles]
+        troubles = _Troubles()
+        read = [(handle, self._read(handle, needs, troubles)) for handle in handles]
         kept = [(handle, one) for handle, one in read if one is not None and selection.state in (None, one.state)]
         domains = tuple(one for dummy, one in kept)
         if needs.selection.single and domains:
             self._uuid = domains[0].uuid
         images = Images(local, None if local else self._connection.volume_xml, SECONDS if needs.tolerant else PATIENT_SECONDS)
-        troubles: List[str] = []
         processes = qemu_processes() if (needs.processes or needs.doubts) and local else ()
         running = processes_of(domains, processes)
         seen = domains if needs.processes else ()
         strangers = [(path, None) for domain in seen for process in running.get(domain.uuid, ()) for path in unmentioned(domain, process)]
         volume = self._connection.volume(*needs.volume) if needs.volume is not None else None
+        snapshots = tuple(self._connection.snapshots(handles[0])) if needs.snapshots and handles and domains else ()
         bare = list(needs.bare) + self._of_volume(volume, needs.volume_format)
+        shots = self._of_each(kept if needs.shots else [], "snapshots", troubles)
+        both = shots if needs.shots else {domain.uuid: snapshots for domain in domains}
         # Elsewhere each image is a call over the network: there only a validation asks about what libvirt knows already.
         named = wanted(domains, only_open=not local and not needs.uses) if needs.headers else []
         guessed = [path for path, dummy in bare + strangers]
         probes = images.read(bare + named + strangers, needs.headers, guessed) if needs.headers else {}
-        # Other guests' slow or hostile images must not keep a mere look at one guest waiting.
-        deadline = self._clock() + OTHERS_SECONDS if needs.tolerant else None
+        seen_paths = {path for path, dummy in probes}
+        others = [path for path in dict.fromkeys(self._of_snapshots(needs, domains, both)) if path not in seen_paths]
+        probes = images.read([(path, None) for path in others], needs.headers, others) if needs.headers and others else probes
+        if needs.offline:
+            domains = tuple(whole(one, probes, needs.headers, self._show_the_same) for one in domains) + self._images_alone(needs, probes)
+        # Other guests' slow or hostile images must not keep a mere look at one guest waiting; what is judged as before a change is worth it.
+        deadline = self._clock() + OTHERS_SECONDS if needs.tolerant and not needs.offline else None
         uses, unread = all_uses(self._connection, images, deadline) if needs.uses else ((), ())
         return Observed(
             domains,
-            files=self._files(needs, domains) if local else {},
-            images=self._images(needs) if local else {},
             uses=uses,
             unread=unread,
-            snapshots=tuple(self._connection.snapshots(handles[0])) if needs.snapshots and domains else (),
-            silent=tuple(silent),
+            snapshots=snapshots,
+            silent=tuple(troubles.silent),
             local=local,
             probes=probes,
             sizes=self._sizes(needs, kept, probes, troubles),
-            shots=self._shots(needs, kept, troubles),
+            shots=shots,
+            checkpoints=self._of_each(kept if needs.shots and needs.bitmaps else [], "checkpoints", troubles),
             qemu=self._views(needs, kept, running, troubles),
             processes=processes,
             moved=self._moved(needs, kept) if needs.uses and needs.tolerant else (),
-            troubles=tuple(troubles),
-            bitmaps=tuple(self._connection.bitmaps(handles[0])) if needs.bitmaps and domains else (),
+            bitmaps=tuple(self._connection.bitmaps(handles[0])) if needs.bitmaps and not needs.shots and handles and domains else (),
             volume=volume,
             versions=self._connection.versions() if needs.versions else NOT_ASKED,
-            measured=self._measure(needs, domains) if local else None,
-            holds=self._holds(needs, domains, bare) if local else None,
             rates=self._rates(needs, kept) if needs.sample else {},
+            **(self._of_storage(needs, domains, bare, both, troubles) if local else {}),
+            troubles=tuple(troubles.words),
+            unanswered=troubles.of_guests,
         )
+
+    def _of_storage(self, needs: Needs, domains: Tuple[Domain, ...], bare: list, shots: Shots, troubles: _Troubles) -> dict:
+        """What this host's own files and processes say."""
+        look = Look(PATH_SECONDS if needs.tolerant else None)
+        found = {
+            "files": self._files(needs, domains, shots, look),
+            "images": self._images(needs),
+            "measured": self._measure(needs, domains),
+            "holds": self._holds(needs, domains, bare),
+            "held": self._held_by(domains, look) if needs.offline else {},
+            "same": self._same(needs, domains),
+            "confinement": self._confined(domains) if needs.confinement else {},
+        }
+        troubles.words += ["The storage at %s gave no answer in time: nothing is known of the files there." % folder for folder in sorted(look.dead)]
+        return found
 
     def _measure(self, needs: Needs, domains: Tuple[Domain, ...]) -> Optional[int]:
         """Measured at the first look only: it may take long, and what a guest writes between two looks is not what decides."""
@@ -151,6 +199,47 @@ class Host(Steps, Waits, Pivots):
         if image not in self._held:
             self._held[image] = holds_data(*image)
         return self._held[image]
+
+    def _confined(self, domains: Tuple[Domain, ...]) -> Dict[str, Confinement]:
+        """What AppArmor lets the QEMU of each running guest do."""
+        labels = [(domain.uuid, label) for domain in domains if domain.active for model, label in domain.seclabels if model == APPARMOR]
+        return {uuid: confinement(APPARMOR, label) for uuid, label in labels}
+
+    def _of_snapshots(self, needs: Needs, domains: Tuple[Domain, ...], shots: Shots) -> List[str]:
+        """The files that libvirt's snapshots of the guests and our own notes name."""
+        found = [shot for domain in domains for shot in (*shots.get(domain.uuid, ()), *domain.noted)]
+        return [path for shot in found for path in shot.paths] if needs.of_snapshots else []
+
+    def _images_alone(self, needs: Needs, probes: Probes) -> Tuple[Domain, ...]:
+        """The images that were asked for by themselves, as guests that are off."""
+        if not needs.as_guests:
+            return ()
+        names = needs.names or tuple(path for path, dummy in needs.bare)
+        return tuple(bare_guest(path, format_, probes, needs.headers, name) for name, (path, format_) in zip(names, needs.bare))
+
+    def _held_by(self, domains: Tuple[Domain, ...], look: Look) -> Dict[Tuple[str, bool], Optional[str]]:
+        """Who holds the images of what is off; not asked any more once this run holds them itself."""
+        idle = [disk for domain in domains if not domain.active for disk in domain.disks] if not self._locks.descriptors else []
+        paths = dict.fromkeys(layer.path for disk in idle for layer in disk.chain.layers if layer.path)
+        return {(path, writes): look(NO_ANSWER, in_use, path, writes) for path in paths for writes in (True, False)}
+
+    def _same(self, needs: Needs, domains: Tuple[Domain, ...]) -> Dict[Tuple[str, str], bool]:
+        """Compared at the first look only: it may take long, and tells only whether the work was done before."""
+        asked = [(domain, one) for domain in domains for one in needs.agree(domain)] if needs.agree is not None else []
+        found = {}
+        for domain, (target, layers, others) in asked:
+            key = (domain.uuid, target)
+            if key not in self._agreed:
+                self._agreed[key] = same_data(layers, others)
+            if self._agreed[key] is not None:
+                found[key] = self._agreed[key]
+        return found
+
+    def _show_the_same(self, one: Chain, two: Chain) -> Optional[bool]:
+        key = (one, two)
+        if key not in self._agreed:
+            self._agreed[key] = same_data(one.layers, two.layers)
+        return self._agreed[key]
 
     def _rates(self, needs: Needs, kept: list) -> dict:
         """Every job that still runs after ``sample`` seconds, with what it did in them, in bytes per second."""
@@ -183,7 +272,7 @@ class Host(Steps, Waits, Pivots):
         again = [(domain, self._connection.read(handle, needs.config, False)) for handle, domain in kept]
         return tuple(domain.uuid for domain, now in again if now is None or not same_disks(domain, now))
 
-    def _sizes(self, needs: Needs, kept: list, probes: Probes, troubles: List[str]) -> dict:
+    def _sizes(self, needs: Needs, kept: list, probes: Probes, troubles: _Troubles) -> dict:
         """Of running guests with an image that was not measured already; what is off has no statistics."""
         running = [handle for handle, domain in kept if domain.active and not measured(domain, probes)]
         if not needs.sizes or not running:
@@ -194,10 +283,7 @@ class Host(Steps, Waits, Pivots):
             self._told(error, troubles)
             return {}
 
-    def _shots(self, needs: Needs, kept: list, troubles: List[str]) -> dict:
-        return self._of_each(kept if needs.shots else [], "snapshots", troubles)
-
-    def _views(self, needs: Needs, kept: list, processes: Dict[str, Tuple[Process, ...]], troubles: List[str]) -> dict:
+    def _views(self, needs: Needs, kept: list, processes: Dict[str, Tuple[Process, ...]], troubles: _Troubles) -> dict:
         running = [pair for pair in kept if pair[1].active]
         if not needs.doubts:
             return self._of_each(running if needs.qemu else [], "qemu_view", troubles)
@@ -213,7 +299,7 @@ class Host(Steps, Waits, Pivots):
         answers = (ask_monitor(process.pid) for process in processes if process.uuid == domain.uuid)
         return next((view for view in answers if view is not None), None)
 
-    def _of_each(self, kept: list, question: str, troubles: List[str]) -> dict:
+    def _of_each(self, kept: list, question: str, troubles: _Troubles) -> dict:
         """An answer for each guest, by uuid; a guest that gives none is a trouble, and not the end."""
         found = {}
         for handle, domain in kept:
@@ -221,20 +307,22 @@ class Host(Steps, Waits, Pivots):
                 found[domain.uuid] = getattr(self._connection, question)(handle)
             except (CallFailed, Unavailable) as error:
                 self._told(error, troubles)
+                troubles.of_guests[domain.uuid, question] = (error.code, str(error))
         return found
 
-    def _told(self, error: LiveStorageError, troubles: List[str]) -> None:
+    def _told(self, error: LiveStorageError, troubles: _Troubles) -> None:
         if not self._connection.alive:
             raise error
-        troubles.append(str(error))
+        troubles.words.append(str(error))
 
-    def _read(self, handle, needs: Needs, silent: List[str]) -> Optional[Domain]:
+    def _read(self, handle, needs: Needs, troubles: _Troubles) -> Optional[Domain]:
         try:
             return self._connection.read(handle, needs.config, True, needs.capacities, needs.processes or needs.doubts)
-        except (CallFailed, Unavailable):
+        except (CallFailed, Unavailable) as error:
             if not needs.tolerant or not self._connection.alive:
                 raise
-            silent.append(handle.name())
+            troubles.silent.append(handle.name())
+            troubles.of_guests[handle.UUIDString(), "job"] = (error.code, str(error))
             return self._connection.read(handle, needs.config, False, False, needs.processes or needs.doubts)
 
     def _reach(self) -> None:
@@ -246,11 +334,15 @@ class Host(Steps, Waits, Pivots):
         """After the first look a guest is looked up by its uuid: its name may be given to another."""
         return Selection(uuid=self._uuid) if self._uuid and selection.single else selection
 
-    def _files(self, needs: Needs, domains: Tuple[Domain, ...]) -> Dict[str, File]:
+    def _files(self, needs: Needs, domains: Tuple[Domain, ...], shots: Shots, look: Look) -> Dict[str, File]:
         self._paths.update(dict.fromkeys(needs.paths))
-        if needs.paths_of is not None and domains:
-            self._paths.update(dict.fromkeys(needs.paths_of(domains[0])))
-        return {path: read_file(path) for path in self._paths}
+        self._paths.update(dict.fromkeys(self._of_snapshots(needs, domains, shots)))
+        if needs.paths_of is not None:
+            self._paths.update(dict.fromkeys(path for domain in domains for path in needs.paths_of(domain)))
+        if needs.paths_with is not None:
+            self._paths.update(dict.fromkeys(path for domain in domains for path in needs.paths_with(domain, shots.get(domain.uuid, ()))))
+        found = ((path, look(None, read_file, path)) for path in self._paths)
+        return {path: file for path, file in found if file is not None}
 
     def _images(self, needs: Needs) -> Dict[str, Image]:
         read = ((path, read_image(path, format)) for path, format in needs.images)

@@ -17,11 +17,12 @@ import os
 import re
 import time
 from dataclasses import replace
-from typing import Callable, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
 from urllib.parse import urlsplit
 
-from .._core.chain import Layer
+from .._core.chain import Chain, Layer
 from .._core.domain_xml import (
+    NOTED_URI,
     RECORD_PREFIX,
     RECORD_URI,
     mentioned,
@@ -29,13 +30,13 @@ from .._core.domain_xml import (
     parse_domain,
     parse_named_volume,
     parse_pool,
-    parse_snapshot,
 )
 from .._core.errors import Busy, CallFailed, Moved, Unavailable
 from .._core.host_facts import QemuView, Sizes, Versions, Volume
 from .._core.model import ACTIVE_COMMIT, BACKUP, COMMIT, COPY, PULL, Domain, Job, Record, Selection, Snapshot, with_layers
 from .._core.qmp import parse_job_name, parse_view, parse_word
-from .._core.write_xml import as_running, on_image, record_xml
+from .._core.snapshot_xml import noted_xml, parse_snapshot, retold, under
+from .._core.write_xml import as_running, on_image, record_xml, with_chains
 from .libvirt_events import Events, start_loop
 from .patience import GivenUp, Patience, RealPaths
 
@@ -67,6 +68,7 @@ def surely_local(uri: str) -> bool:
 QUESTIONS = ("query-named-block-nodes", "query-block-jobs", "query-block")
 DIRECTORY_POOLS = ("dir", "fs", "netfs")
 CALL_SECONDS = 60  # more than the 30 that libvirt itself waits for the lock on a guest
+REVERT_SECONDS = 600
 
 
 class Connection:
@@ -118,16 +120,22 @@ class Connection:
         with contextlib.suppress(libvirt.libvirtError, Unavailable):
             self._bounded(self._libvirt.close)
 
-    def _bounded(self, call, *arguments):
-        """The answer to a call that QEMU has a part in. Raises Unavailable (code no_answer) after CALL_SECONDS.
+    def _bounded(self, call, *arguments, seconds: float = 0):
+        """The answer to a call that QEMU has a part in. Raises Unavailable (code no_answer) after so many seconds, 0: CALL_SECONDS.
 
         libvirt waits for QEMU's monitor without a limit, as with a process that hangs on dead storage.
         """
         try:
-            return self._patience.call(CALL_SECONDS, call, *arguments)
+            return self._patience.call(seconds or CALL_SECONDS, call, *arguments)
         except GivenUp:
-            message = "QEMU or libvirt at %s gave no answer within %d seconds, as with storage that is gone: look at the guest." % (self.uri, CALL_SECONDS)
-            raise Unavailable("no_answer", message) from None
+            message = "QEMU or libvirt at %s gave no answer within %d seconds, as with storage that is gone: look at the guest."
+            raise Unavailable("no_answer", message % (self.uri, seconds or CALL_SECONDS)) from None
+
+    def settle(self) -> None:
+        """Wait for a call that this run was interrupted in: what libvirt still does for it is to be seen before it is undone. Raises Unavailable."""
+        if not self._patience.settled(CALL_SECONDS):
+            message = "libvirt at %s still works on a call that was given up, and may finish it: look at the guest again." % self.uri
+            raise Unavailable("no_answer", message)
 
     def volume_path(self, pool: Optional[str], volume: Optional[str]) -> Optional[str]:
         """The path of a volume, None where libvirt does not know it (now)."""
@@ -220,11 +228,12 @@ class Connection:
             xml = handle.XMLDesc(0)
             active, persistent = bool(handle.isActive()), bool(handle.isPersistent())
             config = handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) if with_config and active and persistent else None
+            saved = not active and persistent and bool(handle.hasManagedSaveImage(0))
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return None
             raise self._translated(error, "read the guest %s" % handle.name()) from error
-        domain = parse_domain(xml, active, state, persistent, config)
+        domain = replace(parse_domain(xml, active, state, persistent, config), saved=saved)
         if "type='volume'" in xml or (config and "type='volume'" in config):
             domain = with_layers(domain, self._resolved)
         return replace(domain, mentioned=_real_too(mentioned(xml), domain)) if with_paths else domain
@@ -255,7 +264,7 @@ class Connection:
 
     def snapshots(self, handle) -> Iterable[Snapshot]:
         with self.calling("list the snapshots of guest %s" % handle.name()):
-            return tuple(parse_snapshot(one.getXMLDesc(0)) for one in handle.listAllSnapshots(0))
+            return tuple(parse_snapshot(one.getXMLDesc(0), bool(one.isCurrent()), self._resolved) for one in handle.listAllSnapshots(0))
 
     def sizes(self, handles: List) -> Dict[Tuple[str, str, Optional[int]], Sizes]:
         """What libvirt's statistics know of every layer of running guests, by guest, disk and index; one call for all.
@@ -293,14 +302,18 @@ class Connection:
             return self._bounded(libvirt_qemu.qemuMonitorCommand, handle, command, 0)
 
     def bitmaps(self, handle) -> Iterable[Tuple[str, str]]:
-        """The (disk, bitmap) pairs of a guest's checkpoints; none where libvirt (before 5.6) has no checkpoints."""
+        """The (disk, bitmap) pairs of a guest's checkpoints."""
+        return [pair for dummy, pairs in self.checkpoints(handle) for pair in pairs]
+
+    def checkpoints(self, handle) -> Tuple[Tuple[str, Tuple[Tuple[str, str], ...]], ...]:
+        """The name and the (disk, bitmap) pairs of each of a guest's checkpoints; none where libvirt (before 5.6) has no checkpoints."""
         with self.calling("list the checkpoints of guest %s" % handle.name()):
             try:
                 found = handle.listAllCheckpoints(0)
-                return [pair for one in found for pair in parse_checkpoint(one.getXMLDesc(libvirt.VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN))]
+                return tuple((one.getName(), parse_checkpoint(one.getXMLDesc(libvirt.VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN))) for one in found)
             except libvirt.libvirtError as error:
                 if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
-                    return []
+                    return ()
                 raise
 
     def versions(self) -> Versions:
@@ -327,20 +340,65 @@ class Connection:
 
     # Calls
 
-    def snapshot(self, handle, xml: str, metadata: bool, reuse: bool) -> None:
-        """One transaction over all disks of the XML."""
-        flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+    def snapshot(self, handle, xml: str, metadata: bool, reuse: bool, memory: Optional[float] = None) -> None:
+        """One transaction over all disks of the XML. ``memory``: with the guest's memory, which may take so many seconds; the guest goes on meanwhile."""
+        flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+        flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY if memory is None else libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_LIVE
         flags |= 0 if metadata else libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
         flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT if reuse else 0
         with self.calling("take the snapshot of guest %s" % handle.name()):
-            self._bounded(handle.snapshotCreateXML, xml, flags)
+            self._bounded(handle.snapshotCreateXML, xml, flags, seconds=max(CALL_SECONDS, memory or 0))
 
     def forget_snapshot(self, handle, name: str) -> None:
-        """Drop libvirt's metadata of a snapshot; its files stay."""
+        """Drop libvirt's metadata of a snapshot; its files stay.
+
+        Those that come after it are put after the one before it by us: libvirt (9.0) would also let them stand for the image of the one that goes.
+        """
         with self.calling("forget the snapshot %s of guest %s" % (name, handle.name())):
-            found = [one for one in handle.listAllSnapshots(0) if one.getName() == name]
-            for one in found:
+            for one in [one for one in handle.listAllSnapshots(0) if one.getName() == name]:
+                parent = parse_snapshot(one.getXMLDesc(0)).parent
+                for child in one.listAllChildren(0):
+                    xml = under(child.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE), parent)
+                    self._bounded(handle.snapshotCreateXML, xml, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
                 one.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+
+    def redefine_snapshot(self, handle, name: str, moved, overlays) -> List[str]:
+        """Let a snapshot's metadata name other layers (see ``snapshot_xml.retold``). One that is gone is no error. What was changed, as it was before."""
+        before = []
+        with self.calling("put right the snapshot %s of guest %s" % (name, handle.name())):
+            for one in [one for one in handle.listAllSnapshots(0) if one.getName() == name]:
+                old = one.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE)
+                xml = retold(old, moved, overlays)
+                flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
+                flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT if overlays else 0
+                if xml is not None:
+                    self._bounded(handle.snapshotCreateXML, xml, flags)
+                    before.append(old)
+        return before
+
+    def redefine_again(self, handle, xml: str) -> None:
+        """Take ``redefine_snapshot`` back."""
+        with self.calling("put back a snapshot of guest %s" % handle.name()):
+            self._bounded(handle.snapshotCreateXML, xml, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
+
+    def revert(self, handle, name: str) -> None:
+        """Let libvirt (9.9) take a running guest back to an external snapshot; it restarts QEMU. (Without the flag one of disks alone leaves it off.)"""
+        with self.calling("revert guest %s to its snapshot %s" % (handle.name(), name)):
+            found = self._bounded(handle.snapshotLookupByName, name)
+            self._bounded(handle.revertToSnapshot, found, libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING, seconds=REVERT_SECONDS)
+
+    def freeze(self, handle, seconds: float) -> None:
+        """Freeze the guest's file systems. libvirt gives the agent up after ``seconds`` (5.10), and we the call a little later."""
+        self._agent(handle, seconds, "freeze", handle.fsFreeze)
+
+    def thaw(self, handle, seconds: float) -> None:
+        self._agent(handle, seconds, "thaw", handle.fsThaw)
+
+    def _agent(self, handle, seconds: float, word: str, call: Callable) -> None:
+        with self.calling("%s the file systems of guest %s" % (word, handle.name())):
+            with contextlib.suppress(libvirt.libvirtError):  # older ones have the deadline of the call alone
+                self._bounded(handle.agentSetResponseTimeout, max(1, int(seconds)), 0)
+            self._bounded(call, seconds=seconds + 5)
 
     def pull(self, handle, target: str, base: Optional[str], bandwidth: int, relative: bool) -> None:
         """``bandwidth`` in bytes per second. The BYTES bit of a pull is 1 << 6, not that of a commit."""
@@ -394,15 +452,36 @@ class Connection:
         """Give a disk in the definition of the next start that active layer."""
         self._define(handle, target, lambda config: on_image(config, target, layer))
 
-    def _define(self, handle, target: str, change: Callable[[str], Optional[str]]) -> None:
+    def define_chains(self, handle, chains: Mapping[str, Chain]) -> Optional[Tuple[str, str]]:
+        """Give disks in the definition of the next start these chains. The definition before and after; None where it was so already."""
+        before = self._definition(handle)
+        if not self._define(handle, " and ".join(sorted(chains)), lambda config: with_chains(config, chains)):
+            return None
+        return before, self._definition(handle)
+
+    def define_again(self, handle, before: str, after: str) -> None:
+        """Take ``define_chains`` back. Raises Moved where the guest is running, or somebody has changed its definition since."""
+        with self.calling("look at the definition of guest %s" % handle.name()):
+            active = self._bounded(handle.isActive)
+        if active or self._definition(handle) != after:
+            raise Moved("moved", "The guest %s was started or changed meanwhile: its definition was left as it is." % handle.name())
+        with self.calling("put back the definition of guest %s" % handle.name()):
+            self._bounded(self._libvirt.defineXML, before)
+
+    def _define(self, handle, target: str, change: Callable[[str], Optional[str]]) -> bool:
+        """Was there anything to change?"""
         with self.calling("look at the definition of guest %s" % handle.name()):
             persistent = self._bounded(handle.isPersistent)
         if not persistent:  # to define it would make it persistent
             raise Moved("transient", "The guest %s is transient, it has no definition." % handle.name())
-        xml = change(self._xml(handle, libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE))
+        xml = change(self._definition(handle))
         if xml is not None:
             with self.calling("change disk %s in the definition of guest %s" % (target, handle.name())):
                 self._bounded(self._libvirt.defineXML, xml)
+        return xml is not None
+
+    def _definition(self, handle) -> str:
+        return self._xml(handle, libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
 
     def _xml(self, handle, flags: int) -> str:
         with self.calling("read the definition of guest %s" % handle.name()):
@@ -441,6 +520,19 @@ class Connection:
         """Take the note away; that there is none is no error."""
         with contextlib.suppress(CallFailed):
             self._metadata(handle, target, None)
+
+    def write_noted(self, handle, shots: Iterable[Snapshot]) -> None:
+        """Write our note about a guest's snapshots, for now and for its next start; an empty one is taken away."""
+        found = tuple(shots)
+        with self.calling("note the snapshots of guest %s in its metadata" % handle.name()):
+            flags = libvirt.VIR_DOMAIN_AFFECT_LIVE if handle.isActive() else 0
+            flags |= libvirt.VIR_DOMAIN_AFFECT_CONFIG if handle.isPersistent() else 0
+            xml = noted_xml(found) if found else None
+            try:
+                self._bounded(handle.setMetadata, libvirt.VIR_DOMAIN_METADATA_ELEMENT, xml, RECORD_PREFIX, NOTED_URI, flags)
+            except libvirt.libvirtError as error:
+                if found or error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_METADATA:
+                    raise
 
     def _metadata(self, handle, target: str, xml: Optional[str]) -> None:
         with self.calling("note the job on disk %s in the metadata of guest %s" % (target, handle.name())):

@@ -28,6 +28,7 @@ class Patience:
     def __init__(self, errors: Tuple[Type[BaseException], ...]):
         self._errors = errors
         self._calls: Optional[queue.Queue] = None
+        self._left: Optional[queue.Queue] = None
 
     def call(self, seconds: float, call: Callable, *arguments) -> Any:
         """What the call returns. Raises GivenUp after so many seconds."""
@@ -36,14 +37,25 @@ class Patience:
             threading.Thread(target=self._work, args=(self._calls,), daemon=True).start()
         answer: queue.Queue = queue.Queue()
         self._calls.put((answer, call, arguments))
+        told: Optional[Tuple[Optional[BaseException], Any]] = None
         try:
-            error, value = answer.get(timeout=seconds)
+            told = answer.get(timeout=seconds)
         except queue.Empty:
-            self._calls = None
             raise GivenUp from None
-        if error is not None:
-            raise error
-        return value
+        finally:
+            if told is None:  # also where this run is interrupted: the call goes on, and what follows must not stand in line behind it
+                self._calls, self._left = None, answer
+        if told[0] is not None:
+            raise told[0]
+        return told[1]
+
+    def settled(self, seconds: float) -> bool:
+        """Has the last call that was given up come back, or does it within so many seconds? It is asked once."""
+        left, self._left = self._left, None
+        try:
+            return left is None or bool(left.get(timeout=seconds))
+        except queue.Empty:
+            return False
 
     def _work(self, calls: queue.Queue) -> None:
         while True:
@@ -54,22 +66,37 @@ class Patience:
                 answer.put((error, None))
 
 
+class Look:
+    """Questions about paths, each given up after so many seconds (None: never); a folder on ``dead`` storage is waited for once."""
+
+    def __init__(self, seconds: Optional[float]) -> None:
+        self._seconds = seconds
+        self._patience = Patience((OSError, ValueError))
+        self.dead: Set[str] = set()
+
+    def __call__(self, otherwise: Any, question: Callable, path: str, *more) -> Any:
+        """The answer to ``question(path, *more)``, or ``otherwise``."""
+        if self._seconds is None:
+            return question(path, *more)
+        folder = os.path.dirname(path)
+        if folder in self.dead:
+            return otherwise
+        try:
+            return self._patience.call(self._seconds, question, path, *more)
+        except GivenUp:
+            self.dead.add(folder)
+            return otherwise
+
+
 class RealPaths:
     """Paths with their links resolved, where the storage answers."""
 
     def __init__(self) -> None:
-        self._patience = Patience((OSError, ValueError))
-        self._dead: Set[str] = set()
+        self._look = Look(PATH_SECONDS)
 
     def of(self, path: str) -> str:
-        """The real path, or the path itself where nothing answers; each folder is waited for once."""
-        folder = os.path.dirname(path)
-        if folder in self._dead:
-            return path
+        """The real path, or the path itself where nothing answers."""
         try:
-            return self._patience.call(PATH_SECONDS, os.path.realpath, path)
-        except GivenUp:
-            self._dead.add(folder)
+            return self._look(path, os.path.realpath, path)
         except (OSError, ValueError):
-            pass
-        return path
+            return path

@@ -17,19 +17,23 @@ from .._core.errors import Busy, CallFailed, LiveStorageError, Moved, Unavailabl
 from .._core.headers import chains_of
 from .._core.model import ACTIVE_COMMIT, BACKUP, Domain, Selection
 from .._core.pivot import agrees
-from .._core.plan import COPY, CREATE, DEFINE, FORGET, PREPARE, PROTECT, WAIT, Step
-from .._core.write_xml import copy_xml, snapshot_xml, volume_xml
+from .._core.plan import COPY, CREATE, DEFINE, FORGET, FREEZE, OVERLAY, PREPARE, PROTECT, REBASE, REDEFINE, RETELL, SNAPSHOT, WAIT, Step
+from .._core.snapshot_xml import snapshot_xml
+from .._core.write_xml import copy_xml, volume_xml
 from .files import read_file
 from .image_work import overlay as make_overlay
 from .processes import held_open, holds_path
 
 REPEATABLE = (DEFINE, PROTECT, FORGET)
 UNDO_SECONDS = 600.0  # how long an undo waits for a merge back
+OFFLINE = (OVERLAY, REDEFINE, RETELL)  # what is undone while the guest is off
 BACKUP_SECONDS = 60.0  # how long the end of a backup is waited for
 
 
 class Steps:
     """The steps of a Host, which gives the connection and the looks. ``undo`` removes no file that this run did not create."""
+
+    _saving = False  # does libvirt write the memory of a guest for a call of ours that nobody waits for any more?
 
     def do(self, step: Step) -> None:
         """Carry out one step. Raises the errors of ``_core/errors.py``; a vanished job is left to the verification.
@@ -38,7 +42,7 @@ class Steps:
         """
         action = getattr(self, "_do_" + step.action)
         try:
-            action(self._handle(), step.disk, step.detail)
+            action(self._handle() if self._uuid is not None else None, step.disk, step.detail)
         except Unavailable as error:
             if step.action not in REPEATABLE or error.code != "connection_lost":
                 raise
@@ -50,9 +54,23 @@ class Steps:
         action = getattr(self, "_undo_" + step.action, None)
         if action is None:
             return
+        if self._uuid is None or step.action == REBASE:  # which needs no libvirt: of no guest, or one that cannot start, as its images are locked
+            action(None, step.disk, step.detail)
+            return
         self._reach()
         handle = self._connection.handle(Selection(uuid=self._uuid))
-        if handle is not None and self._now(handle).active:
+        if step.action == FREEZE:  # the guest hangs: nothing is waited for before
+            domain = None if handle is None else self._connection.read(handle, False, False)
+            if domain is not None and domain.active:
+                action(handle, step.disk, step.detail)
+            return
+        if step.action == SNAPSHOT and self._saving and handle is not None:
+            with contextlib.suppress(LiveStorageError):  # it may have ended by itself; any look waits for its end
+                self._connection.abort_backup(handle)
+        self._connection.settle()
+        if step.action == SNAPSHOT and step.detail.get("offline"):
+            self._undo_idle_snapshot(handle, step)
+        elif step.action in OFFLINE or (handle is not None and self._now(handle).active):
             action(handle, step.disk, step.detail)
         elif self._created_by(step) and step.disk not in self._pivoting:  # else it may hold what the guest wrote last
             if handle is not None:  # somebody else may have pivoted: then the definition names it
@@ -79,8 +97,15 @@ class Steps:
         return domain
 
     def _do_snapshot(self, handle, target, detail) -> None:
-        xml = snapshot_xml(detail["name"], detail["overlays"], detail["others"])
-        self._connection.snapshot(handle, xml, detail["metadata"], detail["reuse_existing"])
+        memory = detail.get("memory")
+        xml = snapshot_xml(detail["name"], detail["overlays"], detail["others"], detail.get("description"), memory)
+        self._saving = bool(memory)
+        try:
+            self._connection.snapshot(handle, xml, detail["metadata"], detail["reuse_existing"], detail["timeout"] if memory else None)
+            self._saving = False
+        except (CallFailed, Busy):
+            self._saving = False
+            raise
 
     def _undo_snapshot(self, handle, target, detail) -> None:
         """Merge each overlay that became active back into the layer below it, then remove the files that were created.
@@ -98,6 +123,10 @@ class Steps:
             if one.name == detail["name"] and set(merged) & set(one.files):
                 self._connection.forget_snapshot(handle, one.name)
         used = {place for disk in self._now(handle).disks for place in disk.chain.places}
+        memory = detail.get("memory")
+        if merged and memory and self._connection.local:  # libvirt takes it away itself where the snapshot failed
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(memory)
         for dummy, path in merged:
             if path in detail["creates"] and ("path", path) not in used:
                 with contextlib.suppress(FileNotFoundError):
@@ -119,7 +148,12 @@ class Steps:
 
     def _do_commit(self, handle, target, detail) -> None:
         arguments = (detail["top"], detail["base"], detail["bandwidth"], detail["job"] == ACTIVE_COMMIT, detail["keep_relative"])
-        self._start(handle, target, detail["record"], lambda: self._connection.commit(handle, target, *arguments))
+        self._written.add(target)
+        try:
+            self._start(handle, target, detail["record"], lambda: self._connection.commit(handle, target, *arguments))
+        except (CallFailed, Busy, Moved):
+            self._written.discard(target)
+            raise
 
     def _start(self, handle, target: str, record, call: Callable) -> None:
         """Start a job. The intent is written down before, so that a run after a killed one knows the job again.
@@ -187,7 +221,7 @@ class Steps:
 
     def _own(self, path: Optional[str]) -> None:
         """Remember the file that this run has just created: what somebody puts in its place is not removed."""
-        if path is not None and self._connection.local:
+        if path is not None and self._here:
             now = read_file(path)
             self._owned[path] = (now.device, now.inode)
 
@@ -257,7 +291,7 @@ class Steps:
         self._remove_unheld(path)
 
     def _remove_unheld(self, path: str) -> None:
-        if not self._connection.local:  # a file of that name on this host is another one
+        if not self._here:  # a file of that name on this host is another one
             raise CallFailed("remote_files", "The file %s was created on the guest's host and cannot be removed from here: remove it there." % path)
         if held_open(path):
             raise CallFailed("in_use", "A QEMU process holds the file %s open: it was left alone." % path)

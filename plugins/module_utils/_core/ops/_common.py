@@ -11,9 +11,10 @@ from typing import Iterable, List, Optional, Tuple
 
 from ..chain import Layer, normal_path
 from ..errors import Busy, JobFailed, Refused
-from ..model import ACTIVE_COMMIT, Disk, Domain, Observed, Record, Selection
+from ..model import ACTIVE_COMMIT, Disk, Domain, Observed, Record, Selection, where
 from ..pivot import agrees, cut_off, stray
 from ..plan import FORGET, Plan, Step, Waiting
+from ._files import absolute
 
 _ADDRESS = re.compile(r"^(?P<disk>[^\[\]/]+)\[(?P<index>\d+)\]$")
 
@@ -33,12 +34,21 @@ def several_guests(params: dict) -> Selection:
     return Selection(params["name"], params["uuid"], None if names is None else tuple(names), params["filter"], params.get("state"))
 
 
+def bare_images(params: dict) -> Tuple[Tuple[str, Optional[str]], ...]:
+    """The option images as (path, format). Raises Refused (codes not_absolute, no_images)."""
+    if params["images"] is None:
+        return ()
+    if not params["images"]:
+        raise Refused("no_images", "The option images is an empty list: name an image, or a guest.")
+    return tuple(dict.fromkeys((absolute(path, "images"), params["format"]) for path in params["images"]))
+
+
 def waiting(params: dict) -> Waiting:
     """The wait options. Raises Refused (code bad_wait) for a deadline or an interval that is not positive."""
     for option in ("wait_timeout", "poll_interval"):
         if not params[option] > 0:
             raise Refused("bad_wait", "The option %s is %s: give a number of seconds above 0." % (option, params[option]))
-    return Waiting(params["wait"], params["wait_timeout"], params["poll_interval"], params["on_timeout"], params["phase"])
+    return Waiting(params["wait"], params["wait_timeout"], params["poll_interval"], params["on_timeout"], params.get("phase", "whole"))
 
 
 def the_guest(selection: Selection, seen: Observed) -> Domain:
@@ -49,9 +59,19 @@ def the_guest(selection: Selection, seen: Observed) -> Domain:
     return seen.domain
 
 
-def running_guest(selection: Selection, seen: Observed) -> Domain:
-    """The one guest, which has to be active. Raises Refused (codes no_guest, not_running)."""
-    domain = the_guest(selection, seen)
+def none_missing(selection: Selection, seen: Observed) -> None:
+    """Refuses (code no_guest) where a guest was named that is not there. One that is only in another ``state`` is not asked for."""
+    if selection.uuid is not None and not seen.domains:
+        raise Refused("no_guest", "libvirt knows no guest with the uuid %s." % selection.uuid)
+    found = {domain.name for domain in seen.domains}
+    asked = (selection.name,) if selection.name is not None else selection.names or ()
+    missing = [name for name in asked if name not in found]
+    if missing and selection.state is None and selection.pattern is None:
+        raise Refused("no_guest", "libvirt knows no guest named %s: leave the name out to list all guests." % ", ".join(missing))
+
+
+def no_orphan(domain: Domain, seen: Observed) -> None:
+    """Refuses (code orphaned_guest) a guest that is off for libvirt while its QEMU runs."""
     processes = seen.processes_of(domain)
     if not domain.active and processes:
         raise Refused(
@@ -59,6 +79,12 @@ def running_guest(selection: Selection, seen: Observed) -> Domain:
             "Guest %s is off for libvirt, but its QEMU process %d runs: find out with disk_chain_info (validate) which images it writes to, and define "
             "the guest with them before that process is ended and the guest is started." % (domain.name, processes[0].pid),
         )
+
+
+def running_guest(selection: Selection, seen: Observed) -> Domain:
+    """The one guest, which has to be active. Raises Refused (codes no_guest, not_running)."""
+    domain = the_guest(selection, seen)
+    no_orphan(domain, seen)
     if not domain.active:
         raise Refused("not_running", "Guest %s is not running (%s): start it first, live block work needs it." % (domain.name, domain.state))
     return domain
@@ -110,21 +136,21 @@ def agreed(domain: Domain, disk: Disk, seen: Observed) -> None:
     if file is None and disk.mirror is not None and disk.job is None and agrees(disk, view):
         raise Busy(
             "foreign_job",
-            "On disk %s of guest %s libvirt keeps a mirror (%s) without a job, and takes no other; QEMU writes to %s, as libvirt says: shut the guest down and "
-            "start it again, then run the task again." % (disk.target, domain.name, disk.mirror.job, disk.chain.active),
+            "On %s libvirt keeps a mirror (%s) without a job, and takes no other; QEMU writes to %s, as libvirt says: shut the guest down and "
+            "start it again, then run the task again." % (where(domain, disk), disk.mirror.job, disk.chain.active),
         )
     if file is not None:
         raise Refused(
             "stale_pivot",
-            "QEMU writes the data of disk %s of guest %s to %s, while libvirt has %s (a pivot that was cut off): do nothing else to this disk, run block_copy "
+            "QEMU writes the data of %s to %s, while libvirt has %s (a pivot that was cut off): do nothing else to this disk, run block_copy "
             "with %s as its destination to make the next start safe, and follow what it says."
-            % (disk.target, domain.name, file, disk.chain.active, file),
+            % (where(domain, disk), file, disk.chain.active, file),
         )
     if view is None and domain.record(disk.target) is not None and cut_off(domain, disk):
         raise Refused(
             "unknown",
-            "An earlier copy or commit of disk %s of guest %s is gone unseen, and QEMU cannot be asked which image it writes to (%s): ask it first."
-            % (disk.target, domain.name, "; ".join(seen.troubles) or "no answer"),
+            "An earlier copy or commit of %s is gone unseen, and QEMU cannot be asked which image it writes to (%s): ask it first."
+            % (where(domain, disk), "; ".join(seen.troubles) or "no answer"),
         )
 
 
@@ -170,8 +196,8 @@ def the_layer(domain: Domain, disk: Disk, wanted: str, option: str) -> int:
     if depth is None:
         raise Refused(
             "not_in_chain",
-            "The %s %s is not in the chain of disk %s of guest %s, which is %s: name one of its layers."
-            % (option, wanted, disk.target, domain.name, addresses(disk)),
+            "The %s %s is not in the chain of %s, which is %s: name one of its layers."
+            % (option, wanted, where(domain, disk), addresses(disk)),
         )
     return depth
 
@@ -188,8 +214,8 @@ def known_end(domain: Domain, disk: Disk) -> None:
     if disk.chain.ends is None:
         raise Refused(
             "unknown_end",
-            "libvirt does not know what follows below %s on disk %s of guest %s: restart the guest so that it probes the chain."
-            % (disk.chain[len(disk.chain) - 1], disk.target, domain.name),
+            "libvirt does not know what follows below %s on %s: restart the guest so that it probes the chain."
+            % (disk.chain[len(disk.chain) - 1], where(domain, disk)),
         )
 
 
@@ -197,13 +223,12 @@ def no_job(domain: Domain, disk: Disk) -> None:
     """Raises Busy (code foreign_job) while any job runs on the disk, or a mirror is left on it."""
     if disk.job is None and disk.mirror is None:
         return
-    where = "disk %s of guest %s" % (disk.target, domain.name)
     if disk.job is None:  # left by a daemon that was killed during a pivot: QEMU may write to the mirror already
-        raise Busy("foreign_job", "On %s a mirror (%s) is left without a job: find out which image QEMU writes to." % (where, disk.mirror.job))
+        raise Busy("foreign_job", "On %s a mirror (%s) is left without a job: find out which image QEMU writes to." % (where(domain, disk), disk.mirror.job))
     raise Busy(
         "foreign_job",
         "%s %s job that this task did not ask for is running on %s: let it end, or end it with virsh blockjob, then run again."
-        % ("An" if disk.job.type == ACTIVE_COMMIT else "A", disk.job.type, where),
+        % ("An" if disk.job.type == ACTIVE_COMMIT else "A", disk.job.type, where(domain, disk)),
     )
 
 
@@ -212,8 +237,8 @@ def may_start(waiting: Waiting, domain: Domain, disk: Disk, job: str) -> None:
     if not waiting.starts:
         raise Refused(
             "no_job",
-            "No %s job runs on disk %s of guest %s that could be finished, and the chain is %s: it failed or was ended meanwhile, run the whole task again."
-            % (job, disk.target, domain.name, addresses(disk)),
+            "No %s job runs on %s that could be finished, and the chain is %s: it failed or was ended meanwhile, run the whole task again."
+            % (job, where(domain, disk), addresses(disk)),
         )
 
 
@@ -265,6 +290,6 @@ def snapshot_warnings(domain: Domain, disk: Disk, dropped: Iterable, seen: Obser
     return tuple(
         "Snapshot %s of guest %s needs %s on disk %s: after this, libvirt can neither delete nor revert it." % (shot.name, domain.name, path, target)
         for shot in seen.snapshots
-        for target, path in shot.files
+        for target, path in dict.fromkeys(shot.files + shot.bases)
         if target == disk.target and path in paths
     )

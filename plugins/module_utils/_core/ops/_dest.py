@@ -33,6 +33,18 @@ class Dest:
     options: Tuple[Tuple[str, object], ...] = ()
 
 
+def parse_place(params: dict, format_: Optional[str], option: str) -> Layer:
+    """The keys type, path, protocol, name and host of an option as a layer. Raises Refused (codes bad_dest, not_absolute)."""
+    if params["protocol"] is not None or params["type"] == NETWORK:
+        return _network(params, format_, option)
+    if params["path"] is None:
+        raise _bad("names no place: give path, pool and volume, or protocol and host", option)
+    if params["name"] is not None or params["host"]:
+        raise _bad("has a path, and a name or a host, which are for a network source: give one of them", option)
+    kind = params["type"] or FILE
+    return Layer(kind, (("dev" if kind == BLOCK else "file", absolute(params["path"], "%s.path" % option if "[" in option else option)),), format_)
+
+
 def parse(params: Optional[dict]) -> Optional[Dest]:
     """``dest`` as a value. Raises Refused (codes bad_dest, not_absolute, bad_size) for what is wrong in itself."""
     if params is None:
@@ -43,19 +55,11 @@ def parse(params: Optional[dict]) -> Optional[Dest]:
     given = [name for name in CREATED_BY_POOL if params[name] is not None]
     if given:
         raise _bad("has %s, which only the pool of a volume can create: give pool and volume, or prepare the image and set reuse_existing" % ", ".join(given))
-    if params["protocol"] is not None or params["type"] == NETWORK:
-        return Dest(_network(params, format_), format_)
-    if params["path"] is None:
-        raise _bad("names no place: give path, pool and volume, or protocol and host")
-    if params["name"] is not None or params["host"]:
-        raise _bad("has a path, and a name or a host, which are for a network source: give one of them")
-    kind = params["type"] or FILE
-    attribute = "dev" if kind == BLOCK else "file"
-    return Dest(Layer(kind, ((attribute, absolute(params["path"], "dest")),), format_), format_)
+    return Dest(parse_place(params, format_, "dest"), format_)
 
 
-def _bad(what: str) -> Refused:
-    return Refused("bad_dest", "The option dest %s." % what)
+def _bad(what: str, option: str = "dest") -> Refused:
+    return Refused("bad_dest", "The option %s %s." % (option, what))
 
 
 def _volume(params: dict, format_: Optional[str]) -> Dest:
@@ -71,24 +75,24 @@ def _volume(params: dict, format_: Optional[str]) -> Dest:
     return Dest(None, format_, (params["pool"], params["volume"]), tuple(sorted(options.items())))
 
 
-def _network(params: dict, format_: Optional[str]) -> Layer:
+def _network(params: dict, format_: Optional[str], option: str) -> Layer:
     if params["protocol"] is None:
-        raise _bad("is of the type network and has no protocol: give one, such as nbd")
+        raise _bad("is of the type network and has no protocol: give one, such as nbd", option)
     if params["path"] is not None or params["type"] not in (None, NETWORK):
-        raise _bad("has a protocol and a path or another type, too: give one of them")
-    hosts = tuple(_host(host, params["protocol"]) for host in params["host"] or ())
+        raise _bad("has a protocol and a path or another type, too: give one of them", option)
+    hosts = tuple(_host(host, params["protocol"], option) for host in params["host"] or ())
     if params["protocol"] == "nbd" and len(hosts) != 1:
-        raise _bad("has the protocol nbd and %d hosts: give exactly one" % len(hosts))
+        raise _bad("has the protocol nbd and %d hosts: give exactly one" % len(hosts), option)
     source = {"protocol": params["protocol"], "name": params["name"]}
     return Layer(NETWORK, tuple(sorted((key, value) for key, value in source.items() if value is not None)), format_, hosts=hosts)
 
 
-def _host(host: dict, protocol: str) -> Pairs:
+def _host(host: dict, protocol: str, option: str) -> Pairs:
     """In libvirt's words; a port that it fills in by itself is given, so that what it shows later is the same place."""
     if host["socket"] is not None:
-        return (("socket", absolute(host["socket"], "dest.host.socket")), ("transport", "unix"))
+        return (("socket", absolute(host["socket"], "%s.host.socket" % option)), ("transport", "unix"))
     if host["name"] is None:
-        raise _bad("has a host without a name and without a socket: give one of them")
+        raise _bad("has a host without a name and without a socket: give one of them", option)
     port = host["port"] if host["port"] is not None else DEFAULT_PORTS.get(protocol)
     return (("name", host["name"]),) + ((("port", str(port)),) if port is not None else ())
 

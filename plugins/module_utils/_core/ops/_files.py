@@ -11,7 +11,7 @@ from typing import Iterable, Tuple
 
 from ..chain import Layer, file_layer, normal_path
 from ..errors import Refused
-from ..model import Disk, Domain, Observed
+from ..model import Disk, Domain, Observed, where
 from ..plan import DELETE, Step
 
 
@@ -42,8 +42,8 @@ def layer_unused(domain: Domain, disk: Disk, layer: Layer, seen: Observed) -> No
         if use.place in places:
             raise Refused(
                 "in_use",
-                "The destination %s for disk %s of guest %s is a layer of disk %s of guest %s: choose another path."
-                % (layer, disk.target, domain.name, use.disk, use.guest),
+                "The destination %s for %s is a layer of disk %s of guest %s: choose another path."
+                % (layer, where(domain, disk), use.disk, use.guest),
             )
 
 
@@ -56,11 +56,11 @@ def new_file(domain: Domain, disk: Disk, path: str, seen: Observed) -> None:
     file = seen.files.get(path)
     if file is None:
         return  # a remote host's files are libvirt's to check
-    where = "The destination %s for disk %s of guest %s" % (path, disk.target, domain.name)
+    what = "The destination %s for %s" % (path, where(domain, disk))
     if file.parent != "dir":
-        raise Refused("no_parent", "%s is in %s, which is not a directory: create it first." % (where, posixpath.dirname(path)))
+        raise Refused("no_parent", "%s is in %s, which is not a directory: create it first." % (what, posixpath.dirname(path)))
     if file.exists and (file.kind != "file" or file.size):
-        raise Refused("exists", "%s exists already: remove it, choose another path, or set reuse_existing if it was prepared for this." % where)
+        raise Refused("exists", "%s exists already: remove it, choose another path, or set reuse_existing if it was prepared for this." % what)
 
 
 def paths_of_layers(domain: Domain, disk: Disk) -> Tuple[str, ...]:
@@ -85,14 +85,14 @@ def deletions(domain: Domain, disk: Disk, paths: Iterable[str], after: Domain, s
     needed.update(layer.place for layer in layers)
     steps = []
     for path in paths:
-        what = "The option %s for disk %s of guest %s names %s" % (option, disk.target, domain.name, path)
+        what = "The option %s for %s names %s" % (option, where(domain, disk), path)
         if not seen.local:
             raise Refused("remote_files", "%s, but the files of a remote URI cannot be removed: run this task on the guest's host." % what)
         if places_of(path, seen) & needed:
             raise Refused(
                 "still_in_chain",
-                "The option %s names %s, which disk %s of guest %s still needs, now or at its next start: leave it out."
-                % (option, path, disk.target, domain.name),
+                "The option %s names %s, which %s still needs, now or at its next start: leave it out."
+                % (option, path, where(domain, disk)),
             )
         _unused_elsewhere(after, disk, path, seen, what)
         file = seen.files.get(path)

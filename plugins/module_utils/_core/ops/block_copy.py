@@ -25,6 +25,8 @@ from . import _lost as lost
 from ._copy_request import ABSENT, MIRRORED, Request
 
 CHANGES = True
+IMAGES = False
+PER_DISK = False
 request = _copy_request.request
 
 

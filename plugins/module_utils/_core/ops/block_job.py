@@ -20,6 +20,8 @@ from . import _common as common
 from . import _lost as lost
 
 CHANGES = True
+IMAGES = False
+PER_DISK = False
 ABSENT, PIVOTED, THROTTLED = "absent", "pivoted", "throttled"
 
 

@@ -82,14 +82,7 @@ def request(params: dict) -> Request:
 
 def plan(wanted: Request, seen: Observed) -> Plan:
     """Nothing to do. Raises Refused for a guest (code no_guest) or an image (code no_image) that was named and is not there."""
-    found = {domain.name for domain in seen.domains}
-    selection = wanted.selection
-    if selection.uuid is not None and not found:
-        raise Refused("no_guest", "libvirt knows no guest with the uuid %s." % selection.uuid)
-    asked = (selection.name,) if selection.name is not None else selection.names or ()
-    missing = [name for name in asked if name not in found]
-    if missing and selection.state is None and selection.pattern is None:
-        raise Refused("no_guest", "libvirt knows no guest named %s: leave the name out to list all guests." % ", ".join(missing))
+    common.none_missing(wanted.selection, seen)
     gone = [path for path, format_ in wanted.images if seen.probes[path, format_].problem == "missing"]
     if gone and not wanted.validate:  # a validation has a finding for it
         raise Refused("no_image", "There is no image %s: correct the option images." % ", ".join(gone))
