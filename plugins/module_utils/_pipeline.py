@@ -78,7 +78,7 @@ def _failure(operation, error: BaseException, facts: dict) -> dict:
     else:
         failure.update(domains=[], steps=[], spoils=[], rolled_back=None, job=job, diff={"before": "", "after": ""})
         failure.update({"images": []} if operation.IMAGES else {})
-        failure.update({"results": [], "quiesced": None} if operation.PER_DISK else {})
+        failure.update({"disk_results": [], "quiesced": None} if operation.PER_DISK else {})
     failure.update(own, msg=str(error))
     if isinstance(error, LiveStorageError):
         failure["code"] = error.code
@@ -276,7 +276,7 @@ class _Run:
         if self.operation.IMAGES:
             found["images"] = images_result(domains)
         if self.operation.PER_DISK:
-            found.update(results=disk_results(plan, domains), quiesced=self.host.quiesced if self.done and plan.quiesces else plan.quiesces)
+            found.update(disk_results=disk_results(plan, domains), quiesced=self.host.quiesced if self.done and plan.quiesces else plan.quiesces)
         return found
 
     def _warn(self, warnings) -> None:

@@ -16,7 +16,7 @@ description:
     that was active until now becomes its backing file. All disks of a running guest are done in one transaction of QEMU, so that the lower
     layers hold one moment of the guest.
   - With O(state=absent), deletes one. On each disk the overlay is merged into the layer below it (backward), or what that layer holds
-    is pulled into the overlay (forward). The disks are done one after the other, each in its own direction, and RV(results) tells of
+    is pulled into the overlay (forward). The disks are done one after the other, each in its own direction, and RV(disk_results) tells of
     each. What is done stays done if a later disk fails, and the next run
     goes on from there. At last libvirt's metadata of the snapshot goes, and that of the other snapshots names the layers that are there
     then, so that libvirt can still delete them and revert to them.
@@ -445,7 +445,7 @@ images:
       description: The layers, with the same keys as the layers of a guest's disk.
       type: list
       elements: dict
-results:
+disk_results:
   description: How far each disk is that this run works on, also after a failure.
   type: list
   elements: dict

@@ -153,7 +153,7 @@ def test_common_results_have_one_text(name):
     assert set(one) >= COMMON
     for key in set(one) & set(other) - {"code"}:
         assert other[key] == one[key], key
-    more = {"images": operation(name).IMAGES, "results": operation(name).PER_DISK, "quiesced": operation(name).PER_DISK}
+    more = {"images": operation(name).IMAGES, "disk_results": operation(name).PER_DISK, "quiesced": operation(name).PER_DISK}
     assert set(other) == COMMON | {key for key, has in more.items() if has}
 
 

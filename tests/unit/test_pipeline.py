@@ -764,7 +764,7 @@ EACH = Plan((NEITHER,), (BOTH,), (TOLD, *pulls("vda"), *pulls("vdb"), FORGET), f
 EACH_AND_FILES = replace(EACH, steps=EACH.steps + (REMOVE_B, REMOVE_D), fences=(2, 4, 5))
 WORKS = {"wait": [becomes(FIRST), becomes(BOTH)], "delete": [removes("/b"), removes("/d")]}
 DONE, AS_BEFORE, OTHERWISE = "done", "as_before", "other"
-RESULTS = {"results", "quiesced"}
+RESULTS = {"disk_results", "quiesced"}
 
 
 @pytest.mark.parametrize("plan", [EACH, EACH_AND_FILES], ids=["alone", "files"])
@@ -773,7 +773,7 @@ def test_every_disk_is_done(go, plan):
     failed, found, dummy = go(world, plan, per_disk=True)
     deletions = ", delete, delete" if plan is EACH_AND_FILES else ""
     assert not failed and world.calls == calls("retell, pull, wait, pull, wait, disown, look" + deletions)
-    assert found["results"] == [{"disk": "vda", "result": DONE, "msg": ""}, {"disk": "vdb", "result": DONE, "msg": ""}] and found["quiesced"] is None
+    assert found["disk_results"] == [{"disk": "vda", "result": DONE, "msg": ""}, {"disk": "vdb", "result": DONE, "msg": ""}] and found["quiesced"] is None
     assert set(found) == CHANGED | RESULTS and found["rolled_back"] is None and found["changed"] is True
     assert [step["fence"] for step in found["steps"]] == [number in plan.fences for number in range(len(plan.steps))]
 
@@ -863,8 +863,8 @@ def test_the_disks_of_a_plan_that_fails(go, scripts, expected, code, results, ro
     failed, found, dummy = go(world, EACH, per_disk=True)
     assert failed and world.calls == calls(expected)
     assert (found["code"], found["rolled_back"], found["changed"]) == (code, rolled_back, not rolled_back)
-    assert tuple((one["disk"], one["result"]) for one in found["results"]) == tuple(zip(("vda", "vdb"), results))
-    assert all(bool(one["msg"]) == (one["result"] != DONE) and one["disk"] in one["msg"] + "vdavdb" for one in found["results"])
+    assert tuple((one["disk"], one["result"]) for one in found["disk_results"]) == tuple(zip(("vda", "vdb"), results))
+    assert all(bool(one["msg"]) == (one["result"] != DONE) and one["disk"] in one["msg"] + "vdavdb" for one in found["disk_results"])
     assert set(found) == CHANGED | RESULTS | {"msg", "code"} and found["spoils"] == ["/b"]
 
 
@@ -872,14 +872,14 @@ def test_jobs_that_failed_yet_were_done_are_no_failure_on_any_disk(go):
     world = World(NEITHER, {"wait": [becomes(FIRST, FAILED), becomes(BOTH, FAILED)]})
     failed, found, warnings = go(world, EACH, per_disk=True)
     assert not failed and world.calls == calls("retell, pull, wait, look, pull, wait, look, disown, look")
-    assert warnings == ["The job failed. Yet the chain is as planned."] * 2 and [one["result"] for one in found["results"]] == [DONE, DONE]
+    assert warnings == ["The job failed. Yet the chain is as planned."] * 2 and [one["result"] for one in found["disk_results"]] == [DONE, DONE]
 
 
 def test_past_the_last_fence_of_all_nothing_is_taken_back(go):
     world = World(NEITHER, dict(WORKS, wait=[becomes(FIRST), becomes(BOTH)], delete=[removes("/b"), fails(CALL)]))
     failed, found, dummy = go(world, EACH_AND_FILES, per_disk=True)
     assert failed and world.calls == calls("retell, pull, wait, pull, wait, disown, look, delete, delete, undo delete, undo delete, look")
-    assert [one["result"] for one in found["results"]] == [DONE, DONE] and "/b was removed" in found["msg"] and found["rolled_back"] is False
+    assert [one["result"] for one in found["disk_results"]] == [DONE, DONE] and "/b was removed" in found["msg"] and found["rolled_back"] is False
 
 
 def test_a_snapshot_that_libvirt_still_keeps_is_found(go, monkeypatch):
@@ -895,7 +895,7 @@ def test_the_second_run_shows_the_first_disk_as_done(go):
     rest = Plan((FIRST,), (BOTH,), (*pulls("vdb"), FORGET), fences=(1,), about=("vda", "vdb"))
     world = World(FIRST, {"wait": [becomes(BOTH)]})
     failed, found, dummy = go(world, rest, per_disk=True)
-    assert not failed and [(one["disk"], one["result"]) for one in found["results"]] == [("vda", DONE), ("vdb", DONE)]
+    assert not failed and [(one["disk"], one["result"]) for one in found["disk_results"]] == [("vda", DONE), ("vdb", DONE)]
 
 
 def test_check_mode_predicts_every_disk(go):
@@ -909,7 +909,7 @@ def test_check_mode_predicts_every_disk(go):
 def test_a_refusal_has_the_same_keys(go):
     failed, found, dummy = go(World(), Refused("no_disk", "No such disk."), per_disk=True, images=True)
     assert failed and set(found) == CHANGED | RESULTS | {"images", "msg", "code"}
-    assert (found["results"], found["quiesced"], found["images"]) == ([], None, [])
+    assert (found["disk_results"], found["quiesced"], found["images"]) == ([], None, [])
 
 
 # What no QEMU has open
@@ -989,7 +989,7 @@ def test_a_frozen_guest_is_thawed_first_whatever_happens(go, monkeypatch, script
     world = World(AFTER, {"snapshot": becomes(BEFORE), "undo snapshot": becomes(AFTER), **scripts})
     failed, found, dummy = go(world, QUIET, per_disk=True)
     assert failed == bool(scripts) and world.calls == calls(expected) and found["quiesced"] is quiesced
-    assert found["results"] == [{"disk": "vda", "result": AS_BEFORE if failed else DONE, "msg": found["results"][0]["msg"]}]
+    assert found["disk_results"] == [{"disk": "vda", "result": AS_BEFORE if failed else DONE, "msg": found["disk_results"][0]["msg"]}]
 
 
 @pytest.mark.parametrize(("plan", "quiesced"), [(QUIET, True), (replace(SNAPSHOT, quiesces=False), False), (SNAPSHOT, None)])

@@ -14,9 +14,10 @@ import contextlib
 import json
 import os
 import re
+import signal
 import stat
 import time
-from typing import IO, Any, Dict, List, Optional, Sequence
+from typing import IO, Any, Dict, Iterator, List, Optional, Sequence
 
 from .._core.chain import Layer
 from .._core.errors import CallFailed
@@ -216,23 +217,39 @@ def _failure(command: List[str], seconds: float, locks: Sequence[int] = (), told
     return "no end after %g seconds" % (told_seconds or seconds) if code is None else told or "qemu-img ended with %s" % code
 
 
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Signals that came meanwhile count at the end. One between the start of a child and the hold on it would let that go on for nobody."""
+    came: List[int] = []
+    ours = [number for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT) if callable(signal.getsignal(number))]
+    kept = {number: signal.signal(number, lambda number, dummy: came.append(number)) for number in ours}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+        for number in came:
+            os.kill(os.getpid(), number)
+
+
 async def _carried_out(command: List[str], errors: IO, seconds: float, output: Optional[IO] = None, locks: Sequence[int] = ()) -> Optional[int]:
     """The exit code of a command that may copy for hours, None where it was ended after so many seconds."""
-    environment = dict(os.environ, LC_ALL="C")
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=output if output is not None else asyncio.subprocess.DEVNULL,
-        stderr=errors,
-        env=environment,
-        pass_fds=tuple(locks),
-    )
+    process = None
     try:
+        with _undisturbed():
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output if output is not None else asyncio.subprocess.DEVNULL,
+                stderr=errors,
+                env=dict(os.environ, LC_ALL="C"),
+                pass_fds=tuple(locks),
+            )
         return await asyncio.wait_for(process.wait(), seconds)
     except asyncio.TimeoutError:
         return None
     finally:
-        if process.returncode is None:  # also when this run is interrupted: what it writes is removed next
+        if process is not None and process.returncode is None:  # also when this run is interrupted: what it writes is removed next
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()

@@ -104,7 +104,7 @@ class Stage(scene.Scene):
         true(result.get("changed") and not result.get("failed") and result["rolled_back"] is None, "it succeeds", result)
         same(chains(result), chains(preview), "it is what was predicted", result)
         same([one["does"] for one in result["steps"]], [one["does"] for one in preview["steps"]], "the steps are those that were told", result)
-        true(all(one["result"] == "done" for one in result.get("results", [])), "all disks are done", result)
+        true(all(one["result"] == "done" for one in result.get("disk_results", [])), "all disks are done", result)
         if wanted is not None:
             same({disk: chains(result)[disk] for disk in wanted}, wanted, "it is the chain that was wanted", result)
         for disk, chain in self.headers(guest).items() if guest else ():
@@ -209,7 +209,7 @@ def chains(result: dict) -> dict:
 
 def outcome(result: dict) -> dict:
     """{disk: how far it is}."""
-    return {one["disk"]: one["result"] for one in result["results"]}
+    return {one["disk"]: one["result"] for one in result["disk_results"]}
 
 
 def spelled(element) -> list:

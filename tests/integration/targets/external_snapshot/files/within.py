@@ -72,7 +72,7 @@ class Moment(inside.Fault):
 def at_work() -> int:
     """The qemu-img that this process has started to write, or 0."""
     for children in glob.glob("/proc/self/task/*/children"):
-        with contextlib.suppress(FileNotFoundError), open(children, encoding="ascii") as file:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(children, encoding="ascii") as file:
             for pid in file.read().split():
                 with open("/proc/%s/cmdline" % pid, "rb") as words:
                     if words.read().split(b"\0")[:2] in ([b"qemu-img", b"commit"], [b"qemu-img", b"rebase"]):
