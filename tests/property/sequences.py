@@ -195,8 +195,9 @@ class Sequence:
             self.exact[name] = self.world.log_size(), copy.deepcopy(self.cells)
 
     def _kept(self, before: model.State, now: model.State, want: model.Want | None) -> None:
-        """Every snapshot has the border and the moment that it had. A pull and a copy may say that they take them away."""
+        """Every snapshot has the border and the moment that it had. A pull and a copy may take both away, and a reversion the border."""
         drops = want is not None and want.module in ("block_rebase", "block_copy")
+        leaves = drops or (want is not None and want.reverts is not None)
         old = {shot.name: shot for shot in before.shots}
         shown = self._shown(now.shots)
         for shot in now.shots:
@@ -204,7 +205,7 @@ class Sequence:
                 valid = shown[base] == self.moments[shot.name][target]
                 if not valid and (shot.name, target) in self.valid and not (drops and want.gone):
                     raise Wrong("%s on %s is not what snapshot %s stands for: %s" % (base, target, shot.name, shown[base][:200]))
-                if shot.name in old and before.intact(old[shot.name], target) and not now.intact(shot, target) and not drops:
+                if shot.name in old and before.intact(old[shot.name], target) and not now.intact(shot, target) and not leaves:
                     raise Wrong("snapshot %s lost its border on %s: it has %s" % (shot.name, target, shot.disks[target]))
         self.valid = {(shot.name, key) for shot in now.shots for key, pair in shot.disks.items() if shown[pair[1]] == self.moments[shot.name][key]}
 

@@ -52,8 +52,6 @@ def patched(stage: Stage) -> None:
     taken(stage, snapshot_name="patch")
     content = stage.content(*BASES)
     stage.poke(GUEST, 0, "8M 1M")
-    if stage.version() < (9, 9):
-        stage.refused("running", "only libvirt 9.9 or later reverts", **SNAPSHOT, snapshot_name="patch", state="reverted")
     stage.shell("virsh destroy %s" % GUEST)
     true(all(one != two for one, two in zip(stage.seen(GUEST), content)), "it has written")
     stage.refused("no_snapshot", "its snapshots are patch", **SNAPSHOT, snapshot_name="other", state="reverted")
@@ -153,4 +151,23 @@ def half_deleted(stage: Stage) -> None:
     stage.cold_start(GUEST)
 
 
-STORIES = [patched, patched_again, taken_off, with_children, half_deleted]
+def running(stage: Stage) -> None:
+    """A guest that runs is libvirt's to take back, and not that of libvirt before 9.9."""
+    taken(stage, snapshot_name="live")
+    content = stage.content(*BASES)
+    if stage.version() < (9, 9):
+        stage.refused("running", "only libvirt 9.9 or later reverts", **SNAPSHOT, snapshot_name="live", state="reverted")
+    else:
+        result = stage.call(**SNAPSHOT, snapshot_name="live", state="reverted")
+        same((result.get("changed"), result.get("failed"), set(outcome(result).values())), (True, None, {"done"}), "libvirt does it", result)
+        same({disk: chain[1:] for disk, chain in stage.headers(GUEST).items()}, LOWEST, "the chains", result)
+        same({disk: chain[:1] for disk, chain in stage.headers(GUEST).items()}, {disk: chain[:1] for disk, chain in chains(result).items()}, "the overlays", result)
+    stage.shell("virsh destroy %s" % GUEST)
+    stage.done(**SNAPSHOT, wanted=on("live-1"), snapshot_name="live", state="reverted", delete_files=True)
+    same((stage.seen(GUEST), stage.content(*BASES)), (content, content), "the contents")
+    stage.done(**SNAPSHOT, wanted=LOWEST, snapshot_name="live", state="absent", delete_files=True)
+    forget(stage)
+    stage.cold_start(GUEST)
+
+
+STORIES = [patched, patched_again, taken_off, with_children, half_deleted, running]

@@ -22,10 +22,14 @@ SNAPSHOT = {"module": "external_snapshot", "name": GUEST}
 CHANNEL = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
 
 
+def frozen(stage: Stage) -> str:
+    """What the agent says."""
+    return json.loads(stage.shell("virsh qemu-agent-command %s '{\"execute\": \"guest-fsfreeze-status\"}'" % GUEST))["return"]
+
+
 def writes(stage: Stage) -> None:
     """It is not frozen, and writes."""
-    ask = "virsh qemu-agent-command %s '{\"execute\": \"guest-fsfreeze-status\"}'" % GUEST
-    same(json.loads(stage.shell(ask))["return"], "thawed", "the file systems")
+    same(frozen(stage), "thawed", "the file systems")
     stage.acks(2)
 
 
@@ -63,6 +67,11 @@ def snapshot_fails(stage: Stage) -> None:
     writes(stage)
     result = stage.call(fault={"before": ["snapshot", None], "kill": {"module": "TERM"}}, **SNAPSHOT, snapshot_name="late", quiesce=True)
     same((result.get("code"), result["rolled_back"], result["changed"]), ("interrupted", True, False), "what it says", result)
+    writes(stage)
+    result = stage.call(fault={"before": ["snapshot", None], "kill": {"module": "KILL"}}, **SNAPSHOT, snapshot_name="late", quiesce=True)
+    same((list(result), frozen(stage)), (["warnings"], "frozen"), "it was killed, and nobody thaws the guest")
+    result = stage.call(**SNAPSHOT, snapshot_name="late", quiesce=True)
+    same((result.get("code"), result["rolled_back"], result["changed"]), ("not_frozen", True, False), "the next run cannot freeze it, and thaws it", result)
     writes(stage)
     same(stage.standing(GUEST), before, "the guest")
 
