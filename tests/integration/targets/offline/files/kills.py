@@ -87,7 +87,8 @@ def interrupted(stage: Stage, work: str) -> None:
     content = begin(stage)
     result = stage.call(fault={"work": HALF[work], "kill": {"module": "TERM"}}, **WORK[work])
     same((result.get("code"), result.get("rolled_back"), result.get("changed")), ("interrupted", True, False), "what it says", result)
-    same((stage.headers(GUEST)["vda"], stage.shell("pgrep -x -r D,R,S,T qemu-img; true")), ([TOP, MIDDLE] + LOWEST, ""), "the chain, and who works on it", result)
+    workers = stage.shell("pgrep -x -r D,R,S,T qemu-img; true")
+    same((stage.headers(GUEST)["vda"], workers), ([TOP, MIDDLE] + LOWEST, ""), "the chain, and who works on it", result)
     rest(stage, work, content)
 
 
