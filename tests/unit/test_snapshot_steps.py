@@ -162,7 +162,7 @@ def test_after_a_failed_freeze_a_failed_thaw_is_no_new_failure(world):
 def test_an_interrupted_freeze_is_thawed(world, monkeypatch):
     """Nobody knows what became of it: a thaw that fails is then a failure, too."""
     timeline, host = world
-    timeline.effects["freeze"] = lambda world: (_ for _ in ()).throw(KeyboardInterrupt)
+    timeline.effects["freeze"] = lambda world: (dummy for dummy in ()).throw(KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         host.do(freeze())
     assert host.quiesced is None
@@ -301,7 +301,7 @@ def test_a_memory_that_is_still_written_is_ended_before_it_is_taken_back(world, 
     timeline, host = world
     timeline.refusals["snapshot"] = [error] if error else []
     if error is None:
-        timeline.effects["snapshot"] = lambda world: (_ for _ in ()).throw(KeyboardInterrupt)
+        timeline.effects["snapshot"] = lambda world: (dummy for dummy in ()).throw(KeyboardInterrupt)
     step = snapshot()
     step = replace(step, detail=dict(step.detail, memory="/mem"))
     with pytest.raises((CallFailed, Busy, Unavailable, KeyboardInterrupt)):

@@ -63,7 +63,6 @@ class Table:
     def look(self):
         return json.loads(self.tell("look", *self.looks))
 
-
     def true(self, holds, row, claim, found):
         if not holds:
             self.wrong.append("%s: not true: %s; found %s" % (row, claim, json.dumps(found)))
