@@ -100,8 +100,8 @@ def _new(state: State, step: dict, target: str, suffix: str = "qcow2") -> str:
     return "/srv/fast/%s-%s-%d.%s" % (state.guest, target, step["n"], suffix)
 
 
-def _wanted(state: State, module: str, /, **args) -> Want:
-    return Want(module, dict(args, name=state.guest), dict(state.chains))
+def _wanted(now: State, module: str, /, **args) -> Want:
+    return Want(module, dict(args, name=now.guest), dict(now.chains))
 
 
 def _target(state: State, step: dict) -> str:
@@ -335,8 +335,8 @@ def _wrong(state: State, step: dict) -> Want:
     return pick(step["kind"], WRONG)(state, target, chain, step)
 
 
-def _refused(state: State, codes: set, module: str, /, **args) -> Want:
-    found = _wanted(state, module, **args)
+def _refused(now: State, codes: set, module: str, /, **args) -> Want:
+    found = _wanted(now, module, **args)
     found.must = codes
     return found
 
