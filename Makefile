@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-STAGES := units lint docs-lint package sanity lab-test integration molecule
+STAGES := units lint docs-lint package sanity lab-test integration integration-1 integration-2 molecule
 
 LONG = $(patsubst tests/integration/targets/%/aliases,%,$(shell grep -lx unsupported tests/integration/targets/*/aliases))
 

@@ -94,24 +94,24 @@ def count_sanity(log: str) -> Count:
     return Count(ran - failed, failed, closing, complaints + ([] if ran > 20 else [f"only {ran} sanity tests ran"]))
 
 
-def integration_targets() -> set[str]:
-    """The targets that a run without arguments has to execute."""
+def integration_targets(group: str = "") -> set[str]:
+    """The targets that a run without arguments has to execute, or one with a group, which is an alias of theirs."""
     found = set()
     for target in (ROOT / "tests" / "integration" / "targets").glob("*"):
         aliases = target / "aliases"
-        helper = target.name.startswith(("setup_", "prepare_")) or (
-            aliases.exists() and {"hidden", "unsupported"} & set(aliases.read_text().split())
-        )
-        if target.is_dir() and not helper:
+        words = set(aliases.read_text().split()) if aliases.exists() else set()
+        helper = target.name.startswith(("setup_", "prepare_")) or {"hidden", "unsupported"} & words
+        if target.is_dir() and not helper and (not group or group in words):
             found.add(target.name)
     return found
 
 
-def count_integration(log: str) -> Count:
+def count_integration(log: str, group: str = "") -> Count:
     """ansible-test integration: one test for each target."""
-    ran = set(re.findall(r"^Running (\S+) integration test role$", log, re.M)) & integration_targets()
+    wanted = integration_targets(group)
+    ran = set(re.findall(r"^Running (\S+) integration test role$", log, re.M)) & wanted
     failed = sum(int(number) for number in re.findall(r"^(?:ERROR|FATAL): The (\d+) integration test", log, re.M))
-    missing = sorted(integration_targets() - ran)
+    missing = sorted(wanted - ran)
     closing = [f"ansible-test integration: {len(ran)} targets run, {failed} failed"]
     return Count(len(ran) - failed, failed, closing, [f"target {name} did not run" for name in missing])
 
@@ -129,6 +129,13 @@ def count_molecule(log: str) -> Count:
     ]
     missing = [f"{name} did not succeed" for name in sorted(set(wanted) - set(passed))]
     return Count(len(passed), len(details) - len(passed), re.findall(r"^\S+ +: actions=.*$", log, re.M), missing)
+
+
+def half(number: int, lane: str) -> Stage:
+    """The integration targets of one group."""
+    group = f"shippable/posix/group{number}"
+    command = root("env", f"LAB_NAME=integration{number}", "tests/tools/integration", f"{group}/", lane=lane)
+    return Stage(lane or "root", (command,), lambda log: count_integration(log, group))
 
 
 STAGES = {
@@ -166,6 +173,9 @@ STAGES = {
     "package": Stage("user", (tool("package", "tests/tools/package", str(ROOT / "build" / "dist")),), count_checks),
     "sanity": Stage("user", (user("tests/tools/sanity"),), count_sanity),
     "integration": Stage("root", (root("tests/tools/integration"),), count_integration),
+    # The two halves of the same, which --all runs side by side.
+    "integration-1": half(1, ""),
+    "integration-2": half(2, "molecule"),
     "lab-test": Stage(
         "molecule",
         (
@@ -176,6 +186,9 @@ STAGES = {
     ),
     "molecule": Stage("molecule", (root("tests/tools/molecule", lane="molecule"),), count_molecule),
 }
+
+
+EVERY = tuple(name for name in STAGES if name != "integration")
 
 
 @dataclass(frozen=True)
@@ -199,6 +212,7 @@ class Outcome:
 def run_stage(name: str, echo: bool) -> Outcome:
     """Run a stage's commands into its log; echo shows them as they come."""
     stage, log, started, broken = STAGES[name], LOGS / f"{name}.log", time.monotonic(), []
+    parts: list[tuple[str, float]] = []
     with log.open("w", encoding="utf-8") as file:
         for command in stage.commands:
             with subprocess.Popen(
@@ -213,6 +227,9 @@ def run_stage(name: str, echo: bool) -> Outcome:
                 for line in process.stdout:
                     file.write(line)
                     file.flush()
+                    begun = re.match(r"Running (\S+) integration test role$", line)
+                    if begun:
+                        parts.append((begun[1], time.monotonic()))
                     if echo:
                         print(line, end="", flush=True)
             if process.returncode:
@@ -220,6 +237,8 @@ def run_stage(name: str, echo: bool) -> Outcome:
     count = stage.count(log.read_text(encoding="utf-8"))
     if not count.passed and not count.failed:
         count.complaints.append("no test ran")
+    ends = [moment for dummy, moment in parts[1:]] + [time.monotonic()]
+    count.closing += [f"{part} {end - begun:.0f} s" for (part, begun), end in zip(parts, ends)]
     count.complaints += broken
     # A stage that broke off is a failure in the sum, too.
     count.failed = count.failed or int(bool(count.complaints))
@@ -254,7 +273,7 @@ def run_all() -> list[Outcome]:
                 outcomes.append(outcome)
                 report(outcome, with_log=True)
 
-    lanes = {stage.lane: [name for name in STAGES if STAGES[name].lane == stage.lane] for stage in STAGES.values()}
+    lanes = {stage.lane: [name for name in EVERY if STAGES[name].lane == stage.lane] for stage in STAGES.values()}
     threads = [threading.Thread(target=lane, args=(names,)) for names in lanes.values()]
     for thread in threads:
         thread.start()
@@ -286,7 +305,7 @@ def main() -> int:
     else:
         outcomes = [run_stage(options.name, echo=True)]
         report(outcomes[0], with_log=False)
-    if len(outcomes) != (len(STAGES) if options.all else 1):
+    if len(outcomes) != (len(EVERY) if options.all else 1):
         print("a lane broke off")
         return 1
     passed, failed = (sum(getattr(outcome.count, word) for outcome in outcomes) for word in ("passed", "failed"))

@@ -64,9 +64,17 @@ def test_integration(tmp_path, monkeypatch):
     for name in ("one", "two", "three", "setup_host", "helper"):
         (tmp_path / "tests" / "integration" / "targets" / name).mkdir(parents=True)
     (tmp_path / "tests" / "integration" / "targets" / "helper" / "aliases").write_text("hidden\n")
+    (tmp_path / "tests" / "integration" / "targets" / "two" / "aliases").write_text("destructive\nhalf\n")
     log = "Running one integration test role\nRunning two integration test role\nERROR: The 1 integration test(s) listed below\n"
     count = stage.count_integration(log)
     assert (count.passed, count.failed, count.complaints) == (1, 1, ["target three did not run"])
+    assert stage.count_integration("Running one integration test role\n", "half").complaints == ["target two did not run"]
+
+
+def test_each_target_is_in_one_half():
+    halves = [stage.integration_targets(f"shippable/posix/group{number}") for number in (1, 2)]
+    assert halves[0] | halves[1] == stage.integration_targets()
+    assert not halves[0] & halves[1]
 
 
 def test_molecule(tmp_path, monkeypatch):
