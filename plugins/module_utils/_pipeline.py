@@ -16,14 +16,16 @@ import signal
 import sys
 import traceback
 from dataclasses import replace
+from typing import Optional
 
 from ansible.module_utils.basic import missing_required_lib
 
 from ._core import domain_xml
+from ._core.backup_checks import kept_lines, left_over, unmet
 from ._core.errors import JobFailed, LiveStorageError, Moved, VerifyFailed
 from ._core.model import Needs
 from ._core.pivot import agrees, writes
-from ._core.plan import ABORT, COMMIT, COPY, DELETE, FREEZE, PIVOT, WAIT, Plan
+from ._core.plan import ABORT, COMMIT, COPY, DELETE, FREEZE, PIVOT, RESTART, WAIT, Plan
 from ._core.render import diff_text, domains_result, images_result, job_result, steps_result
 from ._core.verify import definitions, disk_results, mismatches, needed_again, same_as_before, still_kept
 from ._edge import libvirt_host
@@ -79,6 +81,7 @@ def _failure(operation, error: BaseException, facts: dict) -> dict:
         failure.update(domains=[], steps=[], spoils=[], rolled_back=None, job=job, diff={"before": "", "after": ""})
         failure.update({"images": []} if operation.IMAGES else {})
         failure.update({"disk_results": [], "quiesced": None} if operation.PER_DISK else {})
+        failure.update(_more(operation))
     failure.update(own, msg=str(error))
     if isinstance(error, LiveStorageError):
         failure["code"] = error.code
@@ -153,6 +156,8 @@ class _Run:
         """A look that shows that the fence step, the last that was begun, did what was planned of the running guest; or None."""
         if not plan.is_fence(len(self.done) - 1):
             return None
+        if self.done[-1].action == RESTART:  # one that was interrupted goes on
+            self.host.settle()
         now = self._look()
         only = self.done[-1].disk if plan.fences else None
         return now if now is not None and not mismatches(plan, now.domains, with_config=False, only=only) else None
@@ -178,7 +183,7 @@ class _Run:
             error = VerifyFailed("stale_pivot", "The job was ended, but its pivot had begun before: run the same task again, which protects the next start.")
             error.keep, error.stands = True, "; ".join(astray)
             raise error
-        wrong = mismatches(plan, now.domains) + (still_kept(plan, now) if plan.settles and needs.snapshots else [])
+        wrong = mismatches(plan, now.domains) + (still_kept(plan, now) if plan.settles and needs.snapshots else []) + unmet(plan, now)
         if wrong:
             raise VerifyFailed("verify_failed", "The result is not what was planned: %s." % "; ".join(wrong))
         return now
@@ -218,13 +223,14 @@ class _Run:
         if stands is not None:  # libvirt's own word about the guest is wrong or not known, whatever the look says
             told = ["The guest is not as it was before: %s." % stands]
             facts.update(rolled_back=False)
-            facts.update({} if now is None else self._shown(plan, now.domains))
+            facts.update({} if now is None else self._shown(plan, now.domains, kept_lines(now)))
         elif now is None:
             told = ["The guest cannot be looked at now: nothing is known about its chain."]
         else:
             left = same_as_before(plan, now.domains) + self._removed(now) + self._astray(now, asked) + self._unfinished(plan, now)
+            left += left_over(plan, self.done, now)
             told = ["The guest is not as it was before: %s." % "; ".join(left) if left else "The guest is as it was before."]
-            facts.update(self._shown(plan, now.domains), changed=bool(left), rolled_back=not left)
+            facts.update(self._shown(plan, now.domains, kept_lines(now)), changed=bool(left), rolled_back=not left)
             job = self._job(plan, now.domains)
             facts.update({"job": job} if job else {})
         sentence = str(error) if isinstance(error, (LiveStorageError, _Interrupted)) else "Unexpected %s: %s" % (type(error).__name__, error)
@@ -270,14 +276,14 @@ class _Run:
             **self._shown(plan, domains),
         }
 
-    def _shown(self, plan: Plan, domains: tuple) -> dict:
+    def _shown(self, plan: Plan, domains: tuple, told: Optional[str] = None) -> dict:
         """The guests and images as they are (or would be), and how far each disk is where a plan works on several."""
-        found = {"domains": domains_result(domains), "diff": self._diff(plan.before, domains)}
+        found = {"domains": domains_result(domains), "diff": self._diff(plan, domains, told)}
         if self.operation.IMAGES:
             found["images"] = images_result(domains)
         if self.operation.PER_DISK:
             found.update(disk_results=disk_results(plan, domains), quiesced=self.host.quiesced if self.done and plan.quiesces else plan.quiesces)
-        return found
+        return {**found, **_more(self.operation), **plan.facts, **self.host.facts}
 
     def _warn(self, warnings) -> None:
         for warning in warnings:
@@ -287,8 +293,14 @@ class _Run:
         running = [disk.job for domain in domains for disk in domain.disks if disk.job is not None and disk.target in plan.touched]
         return job_result(running[0]) if running else None
 
-    def _diff(self, before: tuple, after: tuple) -> dict:
-        return {"before": diff_text(before), "after": diff_text(after)}
+    def _diff(self, plan: Plan, after: tuple, told: Optional[str]) -> dict:
+        """``told``: what is to be said beside the chains, where it is not as planned."""
+        return {"before": diff_text(plan.before) + plan.told[0], "after": diff_text(after) + (plan.told[1] if told is None else told)}
+
+
+def _more(operation) -> dict:
+    """The keys that only this module returns, as long as nothing is known of them."""
+    return dict(getattr(operation, "MORE", {}))
 
 
 def _following(needs: Needs, plan: Plan) -> Needs:

@@ -56,6 +56,8 @@ options:
     description:
       - Remove the files of the merged layers once the new chain is verified. Refused before anything starts if another disk of
         any guest, running or not, uses one of them.
+      - The data file of a layer that has one is removed after it, unless some disk still needs that file or it is no regular file.
+        The step of the layer says so then.
       - A run that is killed after the pivot and before the removal leaves the files. The next run finds the layers merged and
         does not guess which files they were in.
     type: bool
@@ -202,6 +204,48 @@ domains:
               description: The image format, V(null) where libvirt does not say it.
               type: str
               sample: qcow2
+            data_store:
+              description: The data file of a qcow2 layer that keeps its data in one of its own, V(null) where there is none or nobody has looked.
+              type: dict
+              contains:
+                type:
+                  description: libvirt's type of the source.
+                  type: str
+                  sample: file
+                path:
+                  description: The path on the hypervisor. V(null) for sources that have none.
+                  type: str
+                  sample: /srv/disk1.raw
+                name:
+                  description: The name on the server, or what the header says where that is no path. V(null) where there is a path.
+                  type: str
+                protocol:
+                  description: The protocol of a source of type V(network), V(null) for any other.
+                  type: str
+                format:
+                  description: The image format, V(null) where libvirt does not say it.
+                  type: str
+                  sample: raw
+                index:
+                  description: libvirt's identity of the data file. V(null) where libvirt gave none.
+                  type: int
+                  sample: 3
+                raw:
+                  description:
+                    - Whether the data file by itself is what the guest sees (C(data_file_raw)), V(null) where
+                      the header was not read.
+                  type: bool
+                  sample: true
+                relative:
+                  description:
+                    - Whether the header names the data file without its directory. Its path is shown in that of the image then, where libvirt 10.10 looks for
+                      it, but QEMU by itself looks in its own.
+                  type: bool
+                  sample: false
+                known_from:
+                  description: V(xml) where libvirt names the data file, V(header) where only the header of its image does, V(both) where they agree.
+                  type: str
+                  sample: both
             terminated:
               description:
                 - Whether the chain ends at this layer. V(false) where another layer follows.

@@ -51,6 +51,8 @@ options:
         is refused before anything starts. Images that no guest uses are not looked at.
       - A file that is no layer of the chain any more, because an earlier run pulled it, has to be a qcow2 image whose header
         leads to O(base). Anything else is refused. Without O(base), being a qcow2 image has to do.
+      - The data file of a layer that has one is removed after it, unless some disk still needs that file or it is no regular file.
+        The step of the layer says so then.
       - A file that is gone already is fine.
     type: list
     elements: str
@@ -190,6 +192,48 @@ domains:
               description: The image format, V(null) where libvirt does not say it.
               type: str
               sample: qcow2
+            data_store:
+              description: The data file of a qcow2 layer that keeps its data in one of its own, V(null) where there is none or nobody has looked.
+              type: dict
+              contains:
+                type:
+                  description: libvirt's type of the source.
+                  type: str
+                  sample: file
+                path:
+                  description: The path on the hypervisor. V(null) for sources that have none.
+                  type: str
+                  sample: /srv/disk1.raw
+                name:
+                  description: The name on the server, or what the header says where that is no path. V(null) where there is a path.
+                  type: str
+                protocol:
+                  description: The protocol of a source of type V(network), V(null) for any other.
+                  type: str
+                format:
+                  description: The image format, V(null) where libvirt does not say it.
+                  type: str
+                  sample: raw
+                index:
+                  description: libvirt's identity of the data file. V(null) where libvirt gave none.
+                  type: int
+                  sample: 3
+                raw:
+                  description:
+                    - Whether the data file by itself is what the guest sees (C(data_file_raw)), V(null) where
+                      the header was not read.
+                  type: bool
+                  sample: true
+                relative:
+                  description:
+                    - Whether the header names the data file without its directory. Its path is shown in that of the image then, where libvirt 10.10 looks for
+                      it, but QEMU by itself looks in its own.
+                  type: bool
+                  sample: false
+                known_from:
+                  description: V(xml) where libvirt names the data file, V(header) where only the header of its image does, V(both) where they agree.
+                  type: str
+                  sample: both
             terminated:
               description:
                 - Whether the chain ends at this layer. V(false) where another layer follows.

@@ -319,7 +319,7 @@ domains:
               type: int
               sample: 10737418240
             actual_size:
-              description: What the storage holds of the image, in bytes. V(null) is not known, as for a block device.
+              description: What the storage holds of the image, its data file included, in bytes. V(null) is not known, as for a block device.
               type: int
               sample: 1572864
             physical_size:
@@ -327,7 +327,7 @@ domains:
               type: int
               sample: 1703936
             data_store:
-              description: The external data file of a qcow2 layer, V(null) where there is none or nobody knows.
+              description: The data file of a qcow2 layer that keeps its data in one of its own, V(null) where there is none or nobody has looked.
               type: dict
               contains:
                 type:
@@ -358,10 +358,16 @@ domains:
                       the header was not read.
                   type: bool
                   sample: true
+                relative:
+                  description:
+                    - Whether the header names the data file without its directory. Its path is shown in that of the image then, where libvirt 10.10 looks for
+                      it, but QEMU by itself looks in its own.
+                  type: bool
+                  sample: false
                 known_from:
-                  description: V(xml) or V(header).
+                  description: V(xml) where libvirt names the data file, V(header) where only the header of its image does, V(both) where they agree.
                   type: str
-                  sample: xml
+                  sample: both
             slices:
               description: The parts of the file or device that the layer is in, as libvirt writes them. V(null) for all of it.
               type: list
@@ -555,7 +561,7 @@ domains:
               description:
                 - A stable word for the kind of finding, one of V(backing_differs), V(base_smaller), V(config_differs),
                   V(data_store_differs), V(data_store_missing), V(data_store_relative), V(format_differs), V(format_missing),
-                  V(format_unknown), V(hidden_backing), V(job_left), V(loop), V(mirror_format), V(missing_file), V(not_a_file),
+                  V(format_unknown), V(hidden_backing), V(hidden_data_store), V(job_left), V(loop), V(mirror_format), V(missing_file), V(not_a_file),
                   V(orphaned_guest), V(protocol_backing), V(raw_with_header), V(shared_image), V(snapshot_stale), V(stale_pivot),
                   V(too_deep), V(unknown), V(unreadable), V(writable_by_others).
               type: str

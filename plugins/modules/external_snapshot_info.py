@@ -245,7 +245,7 @@ domains:
                   type: int
                   sample: 10737418240
                 actual_size:
-                  description: What the storage holds of the image, in bytes. V(null) is not known, as for a block device.
+                  description: What the storage holds of the image, its data file included, in bytes. V(null) is not known, as for a block device.
                   type: int
                   sample: 1572864
                 physical_size:
@@ -273,7 +273,7 @@ domains:
                   type: int
                   sample: 10737418240
                 actual_size:
-                  description: What the storage holds of the image, in bytes. V(null) is not known, as for a block device.
+                  description: What the storage holds of the image, its data file included, in bytes. V(null) is not known, as for a block device.
                   type: int
                   sample: 1572864
                 physical_size:
@@ -430,7 +430,7 @@ domains:
               type: int
               sample: 10737418240
             actual_size:
-              description: What the storage holds of the image, in bytes. V(null) is not known, as for a block device.
+              description: What the storage holds of the image, its data file included, in bytes. V(null) is not known, as for a block device.
               type: int
               sample: 1572864
             physical_size:
@@ -458,7 +458,7 @@ domains:
               type: int
               sample: 10737418240
             actual_size:
-              description: What the storage holds of the image, in bytes. V(null) is not known, as for a block device.
+              description: What the storage holds of the image, its data file included, in bytes. V(null) is not known, as for a block device.
               type: int
               sample: 1572864
             physical_size:

@@ -48,6 +48,18 @@ class Watched(ActionBase):
         """Does this task wait for a job at all?"""
         return True
 
+    def finished(self, first: dict) -> bool:
+        """Has the first call done what is left of a job that was over before?"""
+        return False
+
+    def jobs_of(self, found: list) -> list:
+        """What is to be watched of the jobs that were found."""
+        return found
+
+    def subject(self) -> str:
+        """The disk, or the disks, that the job is on."""
+        return str(self._task.args.get("disk"))
+
     def _watched(self, task_vars) -> dict:
         begun = time.monotonic()
         first = self._execute_module(module_args=dict(self._task.args, phase="start"), task_vars=task_vars)
@@ -57,7 +69,7 @@ class Watched(ActionBase):
             return first  # what no QEMU has open is merged by the first call
         if first.get("job"):
             self._watch(first, begun, task_vars)
-        elif not first.get("changed") and not any(self._task.args.get(name) for name in DELETES):
+        elif self.finished(first) or (not first.get("changed") and not any(self._task.args.get(name) for name in DELETES)):
             return first  # all is as asked
         # What is left of the time; a moment at least, since a job may have become ready just now.
         left = max(1, int(_seconds(self._task.args) - (time.monotonic() - begun)))
@@ -74,12 +86,12 @@ class Watched(ActionBase):
         while time.monotonic() - begun < _seconds(self._task.args) and not first["job"].get("ready"):
             time.sleep(pause)
             if os.getppid() != parent:  # the play was killed, and this worker of it lives on
-                raise AnsibleError("The play is gone, and the job on disk %s goes on: run it again to finish the work." % arguments.get("disk"))
+                raise AnsibleError("The play is gone, and the job on disk %s goes on: run it again to finish the work." % self.subject())
             pause = min(SLOWEST, pause * 1.5)
             found = self._look(arguments, task_vars)
             if found is None:
                 lost += 1
-                display.warning("The job on disk %s cannot be looked at now; it goes on without that." % arguments.get("disk"))
+                display.warning("The job on disk %s cannot be looked at now; it goes on without that." % self.subject())
                 if lost >= LOST_LOOKS:
                     return
                 continue
@@ -96,7 +108,7 @@ class Watched(ActionBase):
             found = self._execute_module(module_name=INFO, module_args=dict(arguments, interval=0), task_vars=task_vars)
         except AnsibleConnectionFailure:
             return None
-        return None if found.get("failed") or found.get("unreachable") else found["jobs"]
+        return None if found.get("failed") or found.get("unreachable") else self.jobs_of(found["jobs"])
 
     def _say(self, job: dict, words: str, task_vars) -> None:
         if getattr(self._task, "no_log", False):
@@ -104,7 +116,7 @@ class Watched(ActionBase):
         guest = next((self._task.args[name] for name in ("name", "guest", "domain", "uuid") if self._task.args.get(name)), None)
         host = (task_vars or {}).get("inventory_hostname", "localhost")
         # Not stdout: callbacks that write JSON have that for themselves, and into a pipe it is written in blocks.
-        display.display("%s: %s of %s %s: %s" % (host, job["type"], guest, self._task.args.get("disk"), words), stderr=True)
+        display.display("%s: %s of %s %s: %s" % (host, job["type"], guest, self.subject(), words), stderr=True)
 
 
 class Watch:

@@ -67,7 +67,7 @@ class Guest:
     def isPersistent(self):
         return self.persistent
 
-    def hasManagedSaveImage(self, flags):
+    def hasManagedSaveImage(self, flags=0):
         return int(self.saved)
 
     def XMLDesc(self, flags):

@@ -13,8 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.apparmor import Confinement
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.backups import Backup, Checkpoint, Ended, Kept, Part, Point
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import Layer
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.domain_xml import mentioned, parse_domain
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.headers import bare_guest, below, wanted, whole
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.headers import bare_guest, below, stores, wanted, whole, with_stores
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.host_facts import (
     NOT_ASKED,
     File,
@@ -87,9 +89,14 @@ def params_for(name: str, params: dict) -> dict:
 
 
 def written(chain) -> list:
-    """A chain for reading: each layer as "index place (format)", and what is known of the end."""
-    lines = ["%s %s (%s)" % ("-" if layer.index is None else layer.index, layer, layer.format) for layer in chain.layers]
+    """A chain for reading: each layer as "index place (format)", with the data file that libvirt knows of, and what is known of the end."""
+    lines = ["%s %s (%s%s)" % ("-" if layer.index is None else layer.index, layer, layer.format, told_data(layer)) for layer in chain.layers]
     return lines + [{True: "end", None: "unknown"}[chain.ends]] if lines else []
+
+
+def told_data(layer) -> str:
+    """The data file that libvirt's XML names, or is to name."""
+    return "" if layer.told_store is None else ", data in %s" % layer.told_store
 
 
 def texts(folder, facts: dict) -> tuple:
@@ -135,18 +142,24 @@ def observed(case: dict, needs, folder: Path) -> Observed:
     named = _of_snapshots(needs, domains, (*snapshots, *(one for several in shots.values() for one in several)))
     volume = Volume(*needs.volume, **case["volume"]) if needs.volume is not None else None
     storage = Storage(everybody, headers_of(case))
+    paths = list(needs.paths) + named
     if needs.headers and local:
         probes = _probes(storage, domains, needs, volume, named)
     else:
         probes = {key: Probe(*key, problem="remote") for key in needs.bare if needs.headers}
+    if needs.stores:
+        domains = tuple(with_stores(one, probes) for one in domains)
+        paths += [path for path, dummy in stores(probes.values())]
     if needs.offline:
         domains = tuple(whole(one, probes, needs.headers, functools.partial(_alike, case)) for one in domains) + _alone(needs, probes)
-    paths = list(needs.paths) + named
     if needs.paths_of is not None:
         paths += [path for domain in (domains if needs.as_guests else domains[:1]) for path in needs.paths_of(domain)]
     if needs.paths_with is not None:
         paths += [path for domain in domains for path in needs.paths_with(domain, shots.get(domain.uuid, ()))]
     images = {path: Image(path, format, **case["images"][path]) for path, format in needs.images if path in case.get("images", {})}
+    images.update(_images_of(needs, domains, storage))
+    if needs.stores:
+        paths += [image.data_path for image in images.values() if image.data_path]
     if not needs.capacities:
         domains = tuple(replace(one, disks=tuple(replace(disk, capacity=None) for disk in one.disks)) for one in domains)
     processes = tuple(process_of(one) for one in case.get("processes", ())) if needs.doubts and local else ()
@@ -174,8 +187,51 @@ def observed(case: dict, needs, folder: Path) -> Observed:
         held=_held(case, domains) if needs.offline and local else {},
         same=_same(case, needs, domains) if local else {},
         confinement=_confined(case, domains) if needs.confinement and local else {},
-        versions=Versions(tuple(case.get("libvirt", (9, 0, 0))), (7, 2, 22)) if needs.versions else NOT_ASKED,
+        versions=Versions(tuple(case.get("libvirt", (9, 0, 0))), (7, 2, 22)) if needs.versions and needs.guests else NOT_ASKED,
+        takes_holes={path: case.get("takes_holes", {}).get(path) for one in domains for path in needs.holes_at(one)} if needs.holes_at and local else {},
+        runner=tuple(case["runner"]) if "runner" in case and needs.runner and needs.guests else None,
+        texts={one.uuid: _migratable(case, folder) for one in domains if one.active} if needs.texts and case.get("migratable", True) else {},
+        kept={one.uuid: kept_of(case, one, needs.kept) for one in domains[:1]} if needs.kept is not None else {},
     )
+
+
+def _images_of(needs, domains, storage) -> dict:
+    """The headers at paths that follow from the guest, as they are in the table."""
+    asked = [key for domain in domains for key in needs.images_of(domain)] if needs.images_of is not None else []
+    found = ((path, storage.probe_all([(path, format)])[path, format].image) for path, format in asked)
+    return {path: image for path, image in found if image is not None}
+
+
+def _migratable(case: dict, folder: Path) -> tuple:
+    """The XML for a migration of the first guest; ``secrets``: it has some that libvirt leaves out."""
+    return (*texts(folder, case["guests"][0]), case.get("secrets", False))
+
+
+def kept_of(case: dict, domain, asked) -> Kept:
+    """``kept`` of a case: its ``checkpoints`` (the bytes by disk, null for a broken bitmap), the backup that is ``running``, how the ``last`` one
+    ended, and what is ``needed`` by each disk."""
+    told = case.get("kept", {})
+    running = told.get("running")
+    sized = domain.active and running is None and asked.dirty
+    points, parent = [], None
+    for facts in told.get("checkpoints", ()):
+        disks = tuple(Point(target, facts["name"], size if sized else None) for target, size in facts["disks"].items())
+        points.append(Checkpoint(facts["name"], disks, facts.get("parent", parent), facts.get("created", 1795219200), facts.get("description"), sized))
+        parent = facts["name"]
+    measured = [target for target, dummy, dummy2 in asked.measure(domain)] if asked.measure is not None else []
+    needed = {target: size for target, size in told.get("needed", {}).items() if target in measured}
+    last = Ended(**told["last"]) if "last" in told and running is None else None
+    return Kept(tuple(points), None if running is None else backup_of(running), last, needed)
+
+
+def backup_of(facts: dict) -> Backup:
+    """A backup of a case: ``disks`` as the module takes them, and ``scratch`` for the path in a pull."""
+    parts = []
+    for one in facts["disks"]:
+        path, kind = one.get("path") or one.get("scratch"), one.get("type", "file")
+        place = Layer(kind, (("dev" if kind == "block" else "file", path),), one.get("format", "qcow2"))
+        parts.append(Part(one["disk"], place, one.get("since"), one.get("export"), one.get("bitmap")))
+    return Backup(facts.get("mode", "push"), tuple(parts), tuple(sorted(facts.get("server", {}).items())))
 
 
 def _selected(domain, selection) -> bool:
@@ -223,7 +279,7 @@ def _sizes(case: dict, domains) -> dict:
 
 def _held(case: dict, domains) -> dict:
     """``held``: why an image cannot be locked, by path, as [for writing, for reading]."""
-    paths = {layer.path for domain in domains if not domain.active for disk in domain.disks for layer in disk.chain.layers if layer.path}
+    paths = {layer.path for domain in domains if not domain.active for disk in domain.disks for layer in disk.chain.images() if layer.path}
     told = {path: case.get("held", {}).get(path, (None, None)) for path in paths}
     return {(path, writes): reasons[0] if writes else reasons[1] for path, reasons in told.items() for writes in (True, False)}
 
@@ -281,6 +337,7 @@ def read_through(storage, todo: list, guessed=()) -> dict:
     while todo:
         found.update(storage.probe_all(todo, known, guessed))
         todo = [key for key in map(below, found.values()) if key is not None and key not in found]
+    found.update(storage.probe_all([key for key in stores(found.values()) if key not in found]))
     return found
 
 
@@ -303,10 +360,10 @@ def _uses(case: dict, domains, storage) -> tuple:
     probes = storage.probe_all(list(storage.table_keys()))
     own = tuple(
         Use(place, domain.name, domain.uuid, disk.target)
-        for domain in (whole(one, probes, 200, functools.partial(_alike, case)) for one in domains)
+        for domain in (whole(with_stores(one, probes), probes, 200, functools.partial(_alike, case)) for one in domains)
         for disk in domain.disks + domain.config
         for chain in [disk.chain] + ([disk.mirror.chain] if disk.mirror else [])
-        for place in chain.places
+        for place in [image.place for image in chain.images()]
     )
     others = tuple(Use(("path", path), name, "uuid of " + name, disk) for name, disk, path in case.get("uses", ()))
     others += tuple(Use(("path", path), name, "uuid of " + name, disk, writes=True) for name, disk, path in case.get("writes", ()))

@@ -33,7 +33,7 @@ from ansible_collections.livestorage.libvirt.plugins.module_utils._core.findings
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Record, Snapshot
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.render import steps_result
 from ansible_collections.livestorage.libvirt.tests.unit.case_host import CaseHost
-from ansible_collections.livestorage.libvirt.tests.unit.support import COLLECTION, HERE, ROOT, guest, load, observed, operation, params_for, written
+from ansible_collections.livestorage.libvirt.tests.unit.support import COLLECTION, HERE, ROOT, guest, load, observed, operation, params_for, told_data, written
 
 CASES = HERE / "cases"
 ERRORS = dict(inspect.getmembers(errors, inspect.isclass))
@@ -44,7 +44,8 @@ LOOKING = [path for path in PLANNED if path.parent.name == "disk_chain_info"]
 JOBS = [path for path in PLANNED if path.parent.name == "block_job_info"]
 KEYS = {"about", "params", "guests", "jobs", "capacities", "files", "images", "headers", "uses", "unread", "snapshots", "local", "plan", "error"}
 KEYS |= {"processes", "qemu", "troubles", "bitmaps", "volume", "libvirt", "measured", "writes", "holds"}
-KEYS |= {"chains", "sizes", "held", "same", "confinement"}
+KEYS |= {"chains", "sizes", "held", "same", "confinement", "kept"}
+KEYS |= {"runner", "migratable", "secrets", "takes_holes"}
 LOOKING_KEYS = {"about", "params", "guests", "files", "processes", "volumes", "pools", "local", "warnings", "findings", "shows", "near", "error"}
 JOBS_KEYS = {"about", "params", "guests", "warnings", "jobs", "slept", "error"}
 GUEST_KEYS = {"xml", "config", "replace", "active", "state", "persistent", "jobs", "later", "snapshots", "sizes", "qemu", "silent"}
@@ -64,6 +65,11 @@ OF_THE_GUEST = {
     "memory",
     "running",
     "no_agent",
+    "bad_method",
+    "transient",
+    "snapshots",
+    "no_checkpoint",
+    "too_old",
 }
 
 
@@ -125,6 +131,10 @@ def shown(plan, seen, expected) -> dict:
         found["mirrors"] = {disk.target: [disk.mirror.job, disk.mirror.ready] + written(disk.mirror.chain) for disk in disks}
     if "about" in expected:
         found["about"] = list(plan.about)
+    if "facts" in expected:
+        found["facts"] = dict(plan.facts)
+    if "told" in expected:
+        found["told"] = [text.splitlines() for text in plan.told]
     if "details" in expected:
         found["details"] = [plain(step.detail) for step in plan.steps]
     return found
@@ -138,7 +148,7 @@ def changed(plan, where: str) -> dict:
 def plain(detail):
     """A step's detail as JSON has it."""
     if isinstance(detail, Layer):
-        return "%s (%s)" % (detail, detail.format)
+        return "%s (%s%s)" % (detail, detail.format, told_data(detail))
     if isinstance(detail, Chain):
         return written(detail)
     if isinstance(detail, (Record, Snapshot)):
@@ -252,19 +262,28 @@ def test_messages_say_where(path):
     assert any(one.name in message for one in domains)
     if error.code in OF_THE_GUEST or domain.bare:
         return
-    wanted = [params["disk"]] if "disk" in params else [one["disk"] for one in params.get("disks") or ()] or [disk.target for disk in domain.disks]
+    wanted = [params["disk"]] if "disk" in params else disks_of(params) or [disk.target for disk in domain.disks]
     named = [disk.target for disk in domain.disks if disk.target in wanted or (disk.chain.layers and disk.chain.active.path in wanted)]
     paths = [one["path"] for one in params.get("disks") or () if error.code == "double" and "path" in one]
     paths += [params["memory"]] if params.get("memory") else []
     shots = ["napshot %s of guest " % shot.name for shot in (*seen.snapshots, *domain.noted)] if seen is not None else []
     assert any(word in message for word in named + wanted + paths + shots)
     if error.code in OF_A_LAYER and (domain.active or error.code not in ("unread", "remote_files")):  # else all its layers are meant
-        asked = [params.get("top"), params.get("base"), params.get("backing"), (params.get("dest") or {}).get("path")]
+        asked = [params.get("top"), params.get("base"), params.get("backing"), dest_of(params)]
         asked += params.get("delete_dropped", []) + [one.get("path") for one in params.get("disks") or ()]
-        layers = [str(layer) for disk in domain.disks if disk.target in named for layer in disk.chain.layers]
+        layers = [str(layer) for disk in domain.disks if disk.target in named for layer in disk.chain.images()]
         layers += [record.source for record in domain.records if record.source] + [path for shot in seen.snapshots for path in shot.paths]
         layers += [one["host"][0]["name"] for one in params.get("disks") or () if one.get("host")]
         assert any(word in message for word in [normal_path(word) for word in asked if word] + layers)
+
+
+def dest_of(params: dict):
+    dest = params.get("dest")
+    return dest.get("path") if isinstance(dest, dict) else dest
+
+
+def disks_of(params: dict) -> list:
+    return [one if isinstance(one, str) else one["disk"] for one in params.get("disks") or ()]
 
 
 def codes_raised(folder) -> dict:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from lxml import etree
 
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import (
+    HEADER,
     Chain,
     Facts,
     Layer,
@@ -299,6 +300,14 @@ def test_the_known_contradicts(chain, data):
     assert not same_shape(chain, replace(chain, layers=chain.layers[1:]))
     assert not same_shape(replace(chain, ends=True), replace(chain, ends=False))
     assert len(chain) == 1 or not same_shape(chain, replace(chain, layers=chain.layers[::-1]))
+
+
+def test_data_files_that_both_sides_know_have_to_be_the_same():
+    one, two = (Chain((replace(file_layer("/m", "qcow2"), store=file_layer(path, "raw")),), True) for path in ("/d", "/e"))
+    told = Chain((replace(one[0], store=replace(file_layer("/d", None, 9), known_from=HEADER, raw=True)),), True)
+    assert same_shape(one, told) and not same_shape(one, two)
+    assert all(same_shape(*pair) for pair in [(one, Chain((file_layer("/m", "qcow2"),), True)), (Chain((file_layer("/m", "qcow2"),), True), two)])
+    assert not same_shape(one, Chain((file_layer("/m", "raw"),), True)) and not same_shape(one, Chain((file_layer("/d", "raw"),), True))
 
 
 # XML

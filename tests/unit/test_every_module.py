@@ -114,7 +114,8 @@ def test_declaration(name):
     rules = [declared.get("mutually_exclusive", [])] + [declared.get("required_one_of", [])]
     assert {option for rule in rules for group in rule for option in group} <= set(declared["argument_spec"])
     assert any({"name", "uuid"} <= set(group) for group in declared["mutually_exclusive"])
-    needed = ("name", "uuid", "images") if name in CHANGING and operation(name).IMAGES else ("name", "uuid")
+    image = [one for one in ("images", "path") if name in CHANGING and operation(name).IMAGES and one in declared["argument_spec"]]
+    needed = ("name", "uuid", *image)
     assert (needed in declared.get("required_one_of", [])) == (name in CHANGING)
     assert declared["argument_spec"]["uri"]["fallback"][1] == ["LIBVIRT_DEFAULT_URI"]
 
@@ -154,7 +155,7 @@ def test_common_results_have_one_text(name):
     for key in set(one) & set(other) - {"code"}:
         assert other[key] == one[key], key
     more = {"images": operation(name).IMAGES, "disk_results": operation(name).PER_DISK, "quiesced": operation(name).PER_DISK}
-    assert set(other) == COMMON | {key for key, has in more.items() if has}
+    assert set(other) == COMMON | {key for key, has in more.items() if has} | set(getattr(operation(name), "MORE", {}))
 
 
 def returned(name: str, which: str) -> dict:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import stat
@@ -84,3 +85,29 @@ def test_what_is_no_file_is_not_opened(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "fifo", 0o444)
     monkeypatch.setattr(files.os, "open", refuse)
     assert [read_file(str(path)).protected for path in (tmp_path / "fifo", tmp_path, "/dev/null", tmp_path / "none")] == [None] * 4
+
+
+def test_storage_that_takes_holes(tmp_path):
+    assert files.takes_holes(str(tmp_path / "image")) is True
+    assert list(tmp_path.iterdir()) == []  # tried on a file without a name
+
+
+@pytest.mark.parametrize(("number", "expected"), [(errno.EOPNOTSUPP, False), (errno.EIO, None)])
+def test_storage_that_does_not(tmp_path, monkeypatch, number, expected):
+    def refuse(*arguments):
+        ctypes.set_errno(number)
+        return -1
+
+    monkeypatch.setattr(files, "_FALLOCATE", refuse)
+    assert files.takes_holes(str(tmp_path / "image")) is expected
+
+
+def test_storage_that_only_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_FALLOCATE", lambda *arguments: 0)
+    assert files.takes_holes(str(tmp_path / "image")) is False
+
+
+def test_storage_that_cannot_be_tried(tmp_path, monkeypatch):
+    assert files.takes_holes(str(tmp_path / "missing" / "image")) is None
+    monkeypatch.setattr(files, "_kind", lambda path: "block")
+    assert files.takes_holes("/dev/vg/data") is False

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import HEADER, NO_FACTS, Chain, Facts, Layer, file_layer
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import BOTH, HEADER, NO_FACTS, XML, Chain, Facts, Layer, file_layer
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.headers import (
     Walk,
     below,
@@ -24,6 +24,7 @@ from ansible_collections.livestorage.libvirt.plugins.module_utils._core.headers 
     store_layer,
     stores,
     wanted,
+    with_stores,
 )
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.host_facts import Image, Probe
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.image_info import resolve_backing
@@ -168,9 +169,34 @@ def test_the_limit_counts_libvirts_layers_too(deepest, length, problem):
 def test_a_data_file_of_the_header_is_added_where_the_xml_has_none(ends):
     probes = by_key(header("/0", data="d.raw"), Probe("/d.raw", "raw", "block", physical=5))
     store = completed(Chain((A,), ends), probes, 9).chain[0].store
-    assert store == Layer("block", (("dev", "/d.raw"),), "raw", known_from=HEADER)
+    assert store == Layer("block", (("dev", "/d.raw"),), "raw", known_from=HEADER, relative=True, raw=True)
     own = replace(A, store=file_layer("/mine.raw", "raw", 4))
     assert completed(Chain((own,), ends), probes, 9).chain[0] == own
+
+
+def test_a_data_file_that_xml_and_header_name_is_known_from_both():
+    """Through a link, too; a file of another name is not, and where the header says nothing only the XML knows it."""
+    raw, link = (Probe(path, "raw", "file", identity=(1, 77), real="/d.raw") for path in ("/d.raw", "/link.raw"))
+    probes = by_key(header("/0", data="/link.raw"), raw, link, replace(raw, path="/e.raw", identity=(1, 78)))
+    for path, known_from in (("/d.raw", BOTH), ("/link.raw", BOTH), ("//link.raw", BOTH), ("/e.raw", XML), ("/unread.raw", XML)):
+        own = replace(A, store=file_layer(path, "raw", 4))
+        found = completed(Chain((own,), True), probes, 9).chain[0].store
+        assert found == replace(own.store, known_from=known_from, raw=True if known_from == BOTH else None)
+        assert completed(Chain((own,), True), by_key(header("/0"), raw), 9).chain[0] == own
+    by_header = completed(Chain((A,), True), probes, 9).chain
+    assert completed(by_header, probes, 9).chain == by_header and by_header[0].store.known_from == HEADER  # read again, it is no other knowledge
+
+
+def test_a_guest_has_the_data_files_of_all_its_chains():
+    """Now, in a mirror, and at the next start; and they are no files that its XML is silent about."""
+    probes = by_key(header("/0", data="/a.raw"), header("/1", data="/b.raw"), header("/2", data="c.raw"), Probe("/a.raw", "raw", real="/real.raw"))
+    mirror = Mirror("copy", None, Chain((file_layer("/2", "qcow2"),), True))
+    domain = Domain("vm1", "u1", True, disks=(Disk("vda", Chain((A, B), True), mirror=mirror),), config=(Disk("vda", Chain((B,), None)),))
+    found = with_stores(domain, probes)
+    stores_ = [[str(layer.store) for layer in chain.layers] for chain in (found.disks[0].chain, found.disks[0].mirror.chain, found.config[0].chain)]
+    assert stores_ == [["/a.raw", "/b.raw"], ["/c.raw"], ["/b.raw"]] and found.disks[0].mirror.chain[0].store.relative
+    assert found.mentioned == {"/a.raw", "/real.raw", "/b.raw", "/c.raw"}
+    assert with_stores(domain, by_key(header("/0"))) is not None and with_stores(domain, {}) == domain
 
 
 def test_a_data_file_that_is_no_path_is_a_name():

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.domain_xml import mentioned, parse_volume
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.domain_xml import mentioned
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import Unavailable
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.host_xml import parse_volume
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.image_info import MAGIC_BYTES, SAFE_FORMATS, magic_format, resolve_backing, shown_name
 
 

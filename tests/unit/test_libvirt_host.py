@@ -14,10 +14,11 @@ import types
 import pytest
 
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import Chain, file_layer
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.domain_xml import NOTED_URI, RECORD_URI
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.domain_xml import CONVERSION_URI, NOTED_URI, RECORD_URI
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import Busy, CallFailed, Moved, Unavailable
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.host_facts import Sizes, Versions, Volume
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Record, Selection, Snapshot
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.notes import Conversion
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.snapshot_xml import under
 from ansible_collections.livestorage.libvirt.plugins.module_utils._edge import libvirt_host
 from ansible_collections.livestorage.libvirt.plugins.module_utils._edge.libvirt_host import Connection
@@ -677,3 +678,94 @@ def test_the_transient_have_no_definition(recorder, hypervisor, monkeypatch, sec
     with pytest.raises(Moved, match="is transient"):
         connection.define_chains(guest, {"vda": Chain((file_layer("/new", "qcow2"),))})
     assert found == []
+
+
+SAVED = {"VIR_DOMAIN_SAVE_IMAGE_XML_SECURE": 1, "VIR_DOMAIN_METADATA_ELEMENT": 2, "VIR_DOMAIN_AFFECT_CONFIG": 2, "VIR_DOMAIN_XML_MIGRATABLE": 8}
+OVER = {"vda": Chain((file_layer("/srv/new.qcow2", "qcow2"),), None)}
+
+
+@pytest.fixture(name="saving")
+def _saving(recorder, binding, monkeypatch):
+    for name, bit in dict(SAVED, VIR_ERR_NO_DOMAIN_METADATA=80).items():
+        monkeypatch.setattr(binding, name, bit, raising=False)
+    return recorder
+
+
+def test_a_guest_is_saved_and_started(saving):
+    connection, guest = saving
+    connection.save(guest, 9)
+    guest.saved = True
+    assert connection.saved(guest) is True
+    connection.start(guest, 9)
+    guest.saved = False
+    assert connection.saved(guest) is False
+    assert calls_of(guest) == [("managedSave", 0), ("create",)]
+
+
+@pytest.mark.parametrize(("call", "method", "words"), [("save", "managedSave", "save guest vm1"), ("start", "create", "start guest vm1")])
+def test_a_save_or_a_start_that_fails_or_is_slow(saving, monkeypatch, call, method, words):
+    """They have a time of their own: a guest with much memory takes longer than any other call."""
+    connection, guest = saving
+    guest.errors[method] = LibvirtError(1)
+    with pytest.raises(CallFailed, match=words):
+        getattr(connection, call)(guest, 9)
+    monkeypatch.setattr(libvirt_host, "CALL_SECONDS", 0.01)
+    monkeypatch.setattr(guest, method, lambda *dummy: time.sleep(0.2), raising=False)
+    getattr(connection, call)(guest, 9)
+    with pytest.raises(Unavailable) as caught:
+        getattr(connection, call)(guest, 0.02)
+    assert caught.value.code == "no_answer"
+
+
+def test_what_a_guest_was_saved_with_is_changed_with_its_secrets(saving, monkeypatch):
+    connection, guest = saving
+    asked = []
+    monkeypatch.setattr(guest, "managedSaveGetXMLDesc", lambda flags: asked.append(flags) or VM1, raising=False)
+    assert connection.resave(guest, OVER) == VM1 and asked == [1]
+    ((call, xml, flags),) = calls_of(guest)
+    assert (call, flags) == ("managedSaveDefineXML", 0) and "/srv/new.qcow2" in xml and "/srv/vm1/active.qcow2" not in xml and "/dev/vg/data" in xml
+    monkeypatch.setattr(guest, "managedSaveGetXMLDesc", lambda flags: xml, raising=False)
+    assert connection.resave(guest, OVER) is None and len(calls_of(guest)) == 1  # it is so already
+    connection.resave_again(guest, "<domain/>")
+    assert calls_of(guest)[1:] == [("managedSaveDefineXML", "<domain/>", 0)]
+    guest.errors["managedSaveDefineXML"] = LibvirtError(1)
+    with pytest.raises(CallFailed, match="change what guest vm1 was saved with"):
+        connection.resave_again(guest, "<domain/>")
+
+
+def test_the_note_of_a_conversion_is_for_the_next_start(saving):
+    connection, guest = saving
+    connection.note_conversion(guest, "vda", Conversion("vda", "/m", "/d", "present", True))
+    ((call, kind, xml, prefix, uri, flags),) = calls_of(guest)
+    assert (call, kind, prefix, uri, flags) == ("setMetadata", 2, "livestorage", CONVERSION_URI % "vda", 2)
+    assert xml == '<datafile disk="vda" metadata="/m" data="/d" state="present" ran="yes"/>'
+
+
+@pytest.mark.parametrize(("code", "note", "fails"), [(None, False, False), (80, False, False), (80, True, True), (1, False, True)])
+def test_the_note_of_a_conversion_is_taken_away(saving, code, note, fails):
+    """That there was none is no error."""
+    connection, guest = saving
+    if code is not None:
+        guest.errors["setMetadata"] = LibvirtError(code)
+    told = Conversion("vda", "/m", "/d", "absent") if note else None
+    if fails:
+        with pytest.raises(CallFailed, match="note the conversion of disk vda in the definition of guest vm1"):
+            connection.note_conversion(guest, "vda", told)
+    else:
+        connection.note_conversion(guest, "vda", told)
+    assert [call[2] is None for call in calls_of(guest)] == [not note]
+
+
+@pytest.mark.parametrize(("secret", "expected"), [((), False), ((9,), True), ((3,), True)])
+def test_the_xml_for_a_migration(saving, monkeypatch, secret, expected):
+    """``secret``: with which flags libvirt tells more. What is returned has no secrets."""
+    connection, guest = saving
+    monkeypatch.setattr(guest, "XMLDesc", lambda flags: "%d%s" % (flags & ~1, " secret" if flags in secret else ""))
+    assert connection.texts(guest) == ("8", "2", expected)
+
+
+def test_as_whom_a_qemu_runs(saving, hypervisor, monkeypatch):
+    connection, dummy = saving
+    label = "<model>dac</model><doi>0</doi><baselabel type='kvm'>+64055:+108</baselabel>"
+    monkeypatch.setattr(hypervisor, "getCapabilities", lambda: "<capabilities><host><secmodel>%s</secmodel></host></capabilities>" % label, raising=False)
+    assert connection.runner() == (64055, 108)

@@ -50,6 +50,20 @@ def test_all_there_is(host):
     assert {use.guest for use in seen.uses} == {"vm1", "vm2", "vm3"} and seen.unread == ()
 
 
+DATA = {A: {"image": {"data": "/srv/data.raw"}}, "/srv/data.raw": {"format": "raw"}}
+
+
+@pytest.mark.parametrize("stores", [True, False])
+def test_a_data_file_that_only_a_header_names(host, stores):
+    """It is a file of the guest: QEMU is not asked why it holds it open, and it is looked at as a file, and never moved by itself."""
+    host = host(VM1, files=DATA, processes=[dict(PROCESS, files=[[A, True], ["/srv/data.raw", True]])])
+    seen = host.observe(Needs(Selection(name="vm1"), tolerant=True, headers=200, uses=True, doubts=True, stores=stores))
+    told = [disk.chain[0].store for disk in (seen.domain.disk("vda"), seen.domain.config_disk("vda"))]
+    assert [store and (store.path, store.known_from) for store in told] == ([("/srv/data.raw", "header")] * 2 if stores else [None, None])
+    assert ("/srv/data.raw" in seen.files) == stores and (UUID in seen.qemu) == (not stores) and seen.moved == ()
+    assert {(use.guest, use.writes) for use in seen.uses if use.place == ("path", "/srv/data.raw")} == {("vm1", True)}
+
+
 def test_nothing_more_than_was_asked_for(host):
     host = host(dict(VM1, replace={"<livestorage:job": "<livestorage:other"}), processes=[PROCESS])  # a note would be a reason to look twice
     seen = host.observe(Needs(Selection(), config=False))

@@ -208,6 +208,75 @@ def test_a_layer_takes_what_is_between(tmp_path, host, layer, to, relative):
         assert header(layers[layer]) == old and [shown_while_locked(one) for one in layers] == wanted
 
 
+def with_data(folder) -> tuple:
+    """A layer, one with its data in a file of its own (data_file_raw is off), and a base over a raw image that shows the same."""
+    top, mid, base = (folder / name for name in ("top.qcow2", "mid.qcow2", "base.qcow2"))
+    for name in ("base", "dummy"):
+        qemu("qemu-img", "create", "-q", "-f", "raw", str(folder / (name + ".raw")), "4M")
+    written(folder / "base.raw", "raw", "write -P 5 0 4M")
+    qemu("qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file=%s,data_file_raw=on" % (folder / "dummy.raw"), str(base), "4M")
+    qemu("qemu-img", "amend", "-q", "-f", "qcow2", "-o", "data_file=%s" % (folder / "base.raw"), str(base))
+    qemu("qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", "qcow2", "-o", "data_file=%s" % (folder / "mid.raw"), str(mid))
+    qemu("qemu-img", "create", "-q", "-f", "qcow2", "-b", str(mid), "-F", "qcow2", str(top))
+    for path, start in ((mid, 64), (top, 512)):
+        written(path, "qcow2", "write -P %d %dk 256k" % (start % 251, start), "write -z %dk 128k" % (1024 + start))
+    layers = tuple(file_layer(str(path), "qcow2") for path in (top, mid, base))
+    stores = (None, file_layer(str(folder / "mid.raw"), "raw"), file_layer(str(folder / "base.raw"), "raw"))
+    return tuple(replace(layer, store=store) for layer, store in zip(layers, stores))
+
+
+@pytest.mark.parametrize(("top", "base"), [(0, 1), (0, 2), (1, 2)])
+def test_layers_with_data_files_are_merged(tmp_path, host, top, base):
+    """The descriptions name the data files, which are locked by this process, and what shows the base by itself still does."""
+    layers = with_data(tmp_path)
+    wanted, through = shown(layers[0]), shown(layers[top])
+    host.do(lock(_with_stores(layers)))
+    for dummy in range(2):
+        host.do(merge(layers, top, base, size=6 * MiB if base == 2 else None))
+        assert shown_while_locked(layers[0]) == wanted
+        if base == 1:
+            assert shown_while_locked(layers[base]) == through
+    if top:
+        host.do(rebase(layers, top - 1, base, False))
+        assert header(layers[0]) == (layers[2].path, "qcow2") and shown_while_locked(layers[0]) == wanted
+    if base == 2:
+        raw = Path(layers[2].store.path)
+        assert raw.stat().st_size == 6 * MiB and shown_while_locked(layers[2]) == hashlib.sha256(raw.read_bytes()).hexdigest()
+        assert hashlib.sha256(raw.read_bytes()[: 4 * MiB]).hexdigest() == through
+    facts = [json.loads(qemu("qemu-img", "info", "--output=json", "-U", layer.path))["format-specific"]["data"].get("data-file") for layer in layers]
+    assert facts == [None, layers[1].store.path, layers[2].store.path]
+
+
+@pytest.mark.parametrize(("layer", "to"), [(0, 2), (0, None), (1, None)])
+def test_layers_take_what_data_files_hold(tmp_path, host, layer, to):
+    layers = with_data(tmp_path)
+    wanted, rest = [shown(one) for one in layers], _with_stores(layers[layer + 1 :])
+    kept, step = files(rest), rebase(layers, layer, to, True)
+    host.do(lock(_with_stores(layers[layer : layer + 1]), rest))
+    host.do(step)
+    assert [shown_while_locked(one) for one in layers] == wanted and files(rest) == kept
+    host.undo(step)
+    assert [shown_while_locked(one) for one in layers] == wanted
+
+
+def _with_stores(layers) -> list:
+    return [image for layer in layers for image in (layer, layer.store) if image is not None]
+
+
+def test_a_data_file_in_use_is_not_begun_with(tmp_path, host):
+    """Somebody has the raw image open who knows nothing of the layer over it."""
+    layers = with_data(tmp_path)
+    with subprocess.Popen(["qemu-io", "-f", "raw", layers[2].store.path], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as other:
+        until = time.monotonic() + 20
+        while in_use(layers[2].store.path, False) is None and time.monotonic() < until:
+            time.sleep(0.05)
+        assert in_use(layers[2].path, True) is None
+        with pytest.raises(Busy):
+            host.do(lock(_with_stores(layers)))
+        other.communicate(b"quit\n", timeout=20)
+    host.do(lock(_with_stores(layers)))
+
+
 def test_a_safe_rebase_that_is_cut_off(tmp_path, host):
     """Its header stays what it was until all is copied: at whatever moment it ends, the layer shows the same."""
     layers = chain(tmp_path, sizes=(64, 64, 64), full=64)
@@ -228,13 +297,13 @@ def test_a_safe_rebase_that_is_cut_off(tmp_path, host):
 
 def test_a_safe_rebase_writes_its_tables_before_its_header(tmp_path, host, monkeypatch):
     """Else QEMU (7.2) changes the header while its tables are in memory alone: killed then, the layer shows the new backing without what was copied."""
-    layers, commands, carried_out = chain(tmp_path), [], image_work._carried_out
+    layers, commands, carried_out = chain(tmp_path), [], image_work.carried_out
 
     def noted(command, *arguments, **more):
         commands.append(command)
         return carried_out(command, *arguments, **more)
 
-    monkeypatch.setattr(image_work, "_carried_out", noted)
+    monkeypatch.setattr(image_work, "carried_out", noted)
     host.do(lock(layers[:1], layers[1:]))
     host.do(rebase(layers, 0, 2, True))
     assert [command[1:5] for command in commands if "rebase" in command] == [["rebase", "-q", "-t", "writethrough"]]

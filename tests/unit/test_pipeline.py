@@ -74,6 +74,7 @@ class World:
     writes: str | None = None  # the image that QEMU says it writes to, where it is asked
     asked: list = field(default_factory=list)
     bare: list = field(default_factory=list)  # the images by themselves that were looked at, with the names that they go by
+    facts: dict = field(default_factory=dict)  # what the host measures
 
     def call(self, name: str) -> None:
         self.calls.append(name)
@@ -126,7 +127,7 @@ class FakeHost:
     quiesced = None
 
     def __init__(self, uri, with_events):
-        self.notes = self.world.notes
+        self.notes, self.facts = self.world.notes, self.world.facts
         self.world.call("open")
         assert uri == "test:///default"
 
@@ -144,6 +145,9 @@ class FakeHost:
 
     def undo(self, step):
         self.world.call("undo " + step.action)
+
+    def settle(self):
+        self.world.call("settle")
 
     def close(self):
         self.world.call("close")
@@ -995,3 +999,66 @@ def test_a_frozen_guest_is_thawed_first_whatever_happens(go, monkeypatch, script
 @pytest.mark.parametrize(("plan", "quiesced"), [(QUIET, True), (replace(SNAPSHOT, quiesces=False), False), (SNAPSHOT, None)])
 def test_check_mode_tells_whether_it_would_freeze(go, plan, quiesced):
     assert go(World(AFTER), plan, check_mode=True, per_disk=True)[1]["quiesced"] is quiesced
+
+
+CONVERSION = replace(PULL, facts={"method": "saved", "data_file": "/a"})
+MORE = {"method": None, "pause": None, "metadata": None, "data_file": None}
+PAUSED = World(scripts=dict(GOOD, pull=lambda world: world.facts.update(pause=1.5) or becomes(RUNNING)(world)))
+
+
+@pytest.fixture(name="more")
+def _more(go, monkeypatch):
+    """As ``go``, with a planner that returns keys of its own."""
+    build = operation
+
+    def planner(*arguments, **more):
+        found = build(*arguments, **more)
+        found.MORE = MORE
+        return found
+
+    monkeypatch.setitem(globals(), "operation", planner)
+    return go
+
+
+@pytest.mark.parametrize(
+    ("world", "check_mode", "expected"),
+    [
+        pytest.param(lambda: replace(PAUSED, scripts=dict(PAUSED.scripts), facts={}), False, {"pause": 1.5}, id="success"),
+        pytest.param(World, True, {}, id="check-mode"),
+        pytest.param(lambda: World(scripts={"pull": fails(CALL)}), False, {}, id="failure"),
+        pytest.param(lambda: World(scripts=dict(PAUSED.scripts, wait=fails(FAILED)), facts={}), False, {"pause": 1.5}, id="late-failure"),
+        pytest.param(lambda: World(scripts={"pull": killed()}), False, {}, id="interrupted"),
+    ],
+)
+def test_the_keys_of_one_module(more, world, check_mode, expected):
+    """What the plan knows and what the host has measured, also in check mode and after a failure."""
+    found = more(world(), CONVERSION, check_mode)[1]
+    assert {key: found[key] for key in MORE} == {**MORE, "method": "saved", "data_file": "/a", **expected}
+
+
+@pytest.mark.parametrize("error", [Refused("no_guest", "No."), Refused("early", "Bad.")])
+def test_the_keys_of_one_module_when_there_is_no_plan(more, error):
+    failed, found = more(World(), error)[:2]
+    assert failed and {key: found[key] for key in MORE} == MORE
+    found["method"] = "changed"
+    assert MORE["method"] is None  # the planner's own is no part of a result
+
+
+def test_a_guest_that_cannot_be_looked_at_has_the_keys_too(more):
+    failed, found, dummy = more(World(scripts={"look": [nothing, nothing, fails(Unavailable("connection", "Gone."))], "pull": fails(CALL)}), CONVERSION)
+    assert failed and set(MORE) <= set(found)
+
+
+def test_other_modules_have_none_of_them(go):
+    assert not set(MORE) & set(go(World(scripts=GOOD), PULL)[1])
+
+
+START_AGAIN = Plan((guest(B, C),), (AFTER,), (Step("save", "vda"), Step("restart", "vda"), Step("unnote", "vda")), fence=1)
+
+
+@pytest.mark.parametrize(("now", "undone"), [(AFTER, False), (guest(B, C), True)])
+def test_a_start_that_was_interrupted_is_waited_for(go, now, undone):
+    """It goes on by itself: only when it is over the look tells whether the guest runs as it was planned."""
+    world = World(guest(B, C), {"restart": killed(), "settle": becomes(now)})
+    assert go(world, START_AGAIN)[0] and ("undo save" in world.calls) == undone
+    assert world.calls.index("settle") < len(world.calls) - 1 - world.calls[::-1].index("look")

@@ -98,7 +98,7 @@ def looked(*jobs):
 def test_every_module_that_waits_has_an_action():
     """And no other: an action without a module would never be found missing."""
     waits = [name for name in MODULES if "phase" in declaration(name)["argument_spec"]]
-    assert waits == ACTIONS and set(ACTIONS) == {"block_commit", "block_copy", "block_job", "block_rebase"}
+    assert waits == ACTIONS and set(ACTIONS) == {"block_backup", "block_commit", "block_copy", "block_job", "block_rebase"}
 
 
 @pytest.mark.parametrize("name", ACTIONS)
@@ -115,10 +115,12 @@ def test_the_action_knows_the_modules_options(name):
 
 @pytest.mark.parametrize("name", ACTIONS)
 def test_start_look_finish(go, name):
-    world = World(STARTED, looked(job(40)), looked(job(100, ready=True)), DONE)
+    kind = "backup" if name == "block_backup" else "copy"
+    looks = [looked(job(40, type=kind)), looked(job(100, ready=kind == "copy", type=kind))] + [looked()] * (kind == "backup")
+    world = World(dict(STARTED, job=job(type=kind)), *looks, DONE)
     arguments = dict(ARGUMENTS, state="pivoted") if name == "block_job" else ARGUMENTS
     result = go(world, arguments, name)
-    assert world.phases == ["start", "look", "look", "finish"]
+    assert world.phases == ["start", "look", "look", *(["look"] * (kind == "backup")), "finish"]  # what is never ready is looked at until it is gone
     assert world.runs[0][1] == dict(arguments, phase="start")
     assert world.runs[1] == (progress.INFO, {"name": "vm1", "disk": "vda", "interval": 0}, False)
     assert result == {
@@ -364,3 +366,28 @@ def test_a_worker_whose_play_is_gone_finishes_nothing(go, monkeypatch):
     with pytest.raises(AnsibleError, match="The play is gone, and the job on disk vda goes on"):
         go(world)
     assert world.phases == ["start", "look"]
+
+
+BACKUP = {"name": "vm1", "disks": [{"disk": "vda", "path": "/a"}, {"disk": "vdb", "path": "/b"}]}
+
+
+def test_a_backup_is_watched_over_all_its_disks(go):
+    begun = dict(STARTED, job=job(type="backup"), steps=[step("begin")])
+    world = World(begun, looked(job(30, 100, type="backup"), job(10, 300, type="backup"), job(1, 2, type="copy")), looked(job(2, 4, type="copy")), DONE)
+    go(world, BACKUP, "block_backup")
+    assert world.phases == ["start", "look", "look", "finish"] and world.runs[1][1] == {"name": "vm1", "interval": 0}
+    assert [line.split(", ")[0] for line in world.shown] == ["kvm1: backup of vm1 vda+vdb:  10.0 %", "kvm1: backup of vm1 vda+vdb:  10.0 %"]
+    assert world.runs[-1][1]["phase"] == "finish"
+
+
+def test_a_backup_that_was_over_is_finished_by_the_first_call(go):
+    first = dict(NOTHING, changed=True, steps=[step("back"), step("inspect"), step("forget")])
+    world = World(first)
+    assert go(world, BACKUP, "block_backup") == first and world.phases == ["start"]
+
+
+@pytest.mark.parametrize("arguments", [{"state": "absent"}, {"mode": "pull"}])
+def test_what_is_not_waited_for_is_one_call(go, arguments):
+    world = World(NOTHING)
+    go(world, dict(BACKUP, **arguments), "block_backup")
+    assert world.phases == ["whole"]

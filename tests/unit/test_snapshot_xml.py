@@ -112,6 +112,20 @@ def test_a_layer_takes_the_place_of_another_with_its_own_format_and_kind():
         assert disk.find("backingStore") is None
 
 
+def test_no_data_file_of_the_layer_that_left_stays():
+    """A new one comes where libvirt is to know it."""
+    data = "<dataStore type='file'><format type='raw'/><source file='/%s.raw'/></dataStore>"
+    root = etree.fromstring(SPELLED)
+    for source in root.iterfind(".//source[@file='/b']"):
+        source.append(etree.fromstring(data % "old"))
+    xml = etree.tostring(root).decode()
+    for layer, stores in ((file_layer("/n", "qcow2"), []), (replace(file_layer("/n", "qcow2"), store=file_layer("/new.raw", "raw")), ["/new.raw"])):
+        document = etree.fromstring(retold(xml, [("vda", "/b", layer)], {}))
+        for disk in (document.find("domain/devices/disk"), document.find("inactiveDomain/devices/disk")):
+            assert disk.find("source").get("file") == "/n"
+            assert [one.get("file") for one in disk.iterfind("source/dataStore/source")] == stores
+
+
 def test_what_was_on_a_server_leaves_nothing_of_it():
     """Nor does what had no source at all, as an overlay that libvirt has made up a name for."""
     root = etree.fromstring(retold(SPELLED, [], {"vda": Layer("network", (("name", "x"), ("protocol", "nbd")), "qcow2", hosts=((("name", "far"),),))}))

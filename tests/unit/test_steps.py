@@ -380,6 +380,8 @@ def test_definitions(monkeypatch):
     for step in (Step("define", "vda"), Step("protect", "vda", {"to": new})):
         host.undo(step)
     assert timeline.calls == [("define_as_running", "vda"), ("define_image", "vda", new)]
+    host.do(Step("define", "vda", {"known": (new,)}))
+    assert timeline.calls[2:] == [("define_as_running", "vda", (new,))]
 
 
 def test_a_failed_wait_owns_no_job_any_more(monkeypatch, path):

@@ -97,6 +97,11 @@ def a_file(name, format="qcow2"):
         (a_file("bad.qcow2"), None, None, {"bad.qcow2"}, ["bad.qcow2"]),
         (a_file("far.qcow2"), None, None, {"far.qcow2"}, ["far.qcow2"]),
         (a_file("split.qcow2"), None, None, {"split.qcow2", "data.raw"}, []),
+        (a_file("split.qcow2"), True, None, {"split.qcow2", "data.raw"}, []),
+        (a_file("slow.qcow2"), True, None, {"slow.qcow2"}, ["slow.qcow2"]),
+        (a_file("bad.qcow2"), True, None, {"bad.qcow2"}, ["bad.qcow2"]),
+        (a_file("bad.qcow2", "raw"), True, None, {"bad.qcow2"}, []),
+        (a_file("gone.qcow2"), True, None, {"gone.qcow2"}, []),
         (a_file("gone.qcow2"), None, None, {"gone.qcow2"}, []),
         (a_file("orphan.qcow2"), None, None, {"orphan.qcow2", "gone.qcow2"}, []),
         (a_file("unmounted/gone.qcow2"), None, None, {"unmounted/gone.qcow2"}, ["unmounted/gone.qcow2"]),
@@ -150,6 +155,13 @@ def test_siblings_and_their_data_files_are_used(folder):
     connection = Connection(Disk("vda", Chain((parent, B), True)))
     used, unread = all_uses(connection, Images(connection.local))
     assert {use.place[1][-1:] for use in used} == set("abcde") and unread == ()
+
+
+def test_a_data_file_that_the_definition_names_is_believed(folder):
+    layer = replace(file_layer(str(folder / "split.qcow2"), "qcow2"), store=E)
+    connection = Connection(Disk("vda", Chain((layer,), True)))
+    used, unread = all_uses(connection, Images(connection.local))
+    assert {use.place for use in used} == {layer.place, E.place} and unread == ()
 
 
 def test_a_guest_that_vanished_uses_nothing(folder):

@@ -236,7 +236,7 @@ def test_a_mirror_that_becomes_ready_is_a_difference(one, two):
 
 # Rendering
 
-KEYS = ["depth", "index", "address", "parent", "type", "protocol", "path", "name", "host", "format", "terminated", "readonly"]
+KEYS = ["depth", "index", "address", "parent", "type", "protocol", "path", "name", "host", "format", "data_store", "terminated", "readonly"]
 
 
 @given(disks())
@@ -286,6 +286,32 @@ def test_diff_keeps_the_line_of_a_layer_that_stays():
     ]
     assert [line for line in before if line not in after] == ["  /b (file, qcow2)"] and len(after) == len(before) - 1
     assert render.chain_lines(Chain((replace(A, format=None),), None)) == ["  /a (file, format unknown)", "  what follows is not known"]
+
+
+def test_a_data_file_is_shown_with_its_layer():
+    """In the diff, in messages, and as data: a conversion that took another one is found."""
+    split = Chain((replace(A, store=replace(file_layer("/d", "raw", 7), known_from="both", raw=True)), B), True)
+    other = Chain((replace(A, store=file_layer("/e", "raw")), B), True)
+    assert render.chain_lines(split)[:2] == ["  /a (file, qcow2, data in /d)", "  /b (file, qcow2)"]
+    assert render.mirror_lines(Mirror("copy", None, split)) == ["  mirrored (copy) to /a (qcow2, data in /d)"]
+    told = {"type": "file", "path": "/d", "name": None, "protocol": None, "format": "raw", "index": 7, "raw": True, "relative": False, "known_from": "both"}
+    assert [one["data_store"] for one in render.chain_result("vda", split)] == [told, None]
+    plan = Plan((guest(Chain((B,), True)),), (guest(split, None),), (Step("define", "vda"),))
+    assert mismatches(plan, (guest(split, None),)) == []
+    assert mismatches(plan, (guest(other, None),)) == [
+        "disk vda of guest vm1 has the chain /b <- /a (data in /e), where /b <- /a (data in /d) was expected"
+    ]
+
+
+def test_a_data_file_that_is_removed_or_stays_is_told():
+    file = {"path": "/m", "device": 1, "inode": 2}
+    steps = [dict(file, stays=("/d", "disk vda of guest vm2 uses it")), dict(file, path="/d", of="/m"), file]
+    rows = render.steps_result(Plan((), (), tuple(Step("delete", "vda", one) for one in steps)), ())
+    assert [row["does"] for row in rows] == [
+        "remove /m; its data file /d stays (disk vda of guest vm2 uses it)",
+        "remove /d, the data file of /m",
+        "remove /m",
+    ]
 
 
 @pytest.mark.parametrize(("chain", "text"), [(LONG, "/c <- /b <- /a"), (Chain((A, B), None), "(not known) <- /b <- /a"), (Chain(), "empty")])

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 from lxml import etree
 
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import Chain, Layer, file_layer
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import BOTH, HEADER, XML, Chain, Layer, file_layer
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.domain_xml import parse_domain
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import Moved
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.write_xml import with_chains
@@ -114,6 +114,59 @@ def test_what_is_known_of_a_layer_stays():
     below = disk.find("backingStore")
     assert below.find("source").get("startupPolicy") == "optional" and below.find("source/seclabel").get("model") == "dac"
     assert below.find("backingStore/source/encryption/secret") is not None
+
+
+STORE, OTHER = (file_layer("/i/" + name, "raw") for name in ("data", "other"))
+TOLD = "<dataStore type='file'><format type='raw'/><source file='/i/%s'/></dataStore>"
+
+
+def stores(xml: str) -> list:
+    return [None if layer.store is None else str(layer.store) for layer in chain_of(xml).layers]
+
+
+@pytest.mark.parametrize("known_from", [XML, BOTH])
+def test_a_data_file_is_written_where_libvirt_is_to_know_it(known_from):
+    """Of the active layer as of one below it, once; what is said of their sources beside that stays."""
+    store = replace(STORE, known_from=known_from, index=7)
+    wanted = Chain((replace(TOP, store=store), MID, replace(LOW, store=replace(OTHER, type="block", source=(("dev", "/dev/vg/data"),))), RAW), True)
+    after = with_chains(guest(WHOLE), {"vda": wanted})
+    assert stores(after) == ["/i/data", None, "/dev/vg/data", None] and "index" not in after
+    disk = etree.fromstring(after).find("devices/disk")
+    assert [child.tag for child in disk.find("source")] == ["seclabel", "dataStore"]
+    assert etree.tostring(disk.find("source/dataStore")).decode().split("</dataStore>")[0] + "</dataStore>" == (TOLD % "data").replace("'", '"')
+    assert the_rest(guest(WHOLE)) == the_rest(after) and with_chains(after, {"vda": wanted}) is None
+    opened = with_chains(guest(OPEN), {"vda": wanted})
+    assert stores(opened) == ["/i/data"] and chain_of(opened).ends is None and with_chains(opened, {"vda": wanted}) is None
+
+
+def test_a_data_file_that_only_the_header_names_is_not_written():
+    layer = replace(TOP, store=replace(STORE, known_from=HEADER))
+    assert with_chains(guest(ENDED), {"vda": Chain((layer,), True)}) is None
+    assert stores(with_chains(guest(ENDED), {"vda": Chain((replace(layer, source=(("file", "/i/new"),)),), True)})) == [None]
+
+
+SPLIT = ENDED.replace("</source>", TOLD % "data" + "</source>")
+
+
+@pytest.mark.parametrize(
+    ("layer", "data"),
+    [
+        (replace(TOP, store=STORE), "as-before"),
+        (replace(TOP, store=replace(STORE, known_from=HEADER)), "as-before"),
+        (TOP, "as-before"),  # nobody has looked
+        (replace(TOP, store=OTHER), "/i/other"),
+        (replace(TOP, store=replace(OTHER, known_from=HEADER)), None),  # libvirt would give QEMU the one that is written
+        (replace(TOP, format="raw"), None),
+        (BASE, None),
+        (STORE, None),
+    ],
+)
+def test_no_data_file_is_left_that_is_not_the_layers(layer, data):
+    after = with_chains(guest(SPLIT), {"vda": Chain((layer,), True)})
+    assert (after is None) == (data == "as-before")
+    if after is not None:
+        assert stores(after) == [data] and chain_of(after)[0].format == layer.format
+        assert with_chains(after, {"vda": Chain((layer,), True)}) is None and the_rest(after) == the_rest(guest(SPLIT))
 
 
 def test_words_of_before_libvirt_3_9_go_into_the_source():

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from lxml import etree
 
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import Chain, Layer, file_layer
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import BOTH, HEADER, XML, Chain, Layer, file_layer
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.domain_xml import RECORD_URI, parse_domain
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import Moved
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Record
@@ -142,6 +143,43 @@ def test_a_whole_chain_is_spelled_out():
     assert len(parse_domain(after, False).disk("vda").chain) == 2 and DOMAIN.validate(etree.fromstring(after)), DOMAIN.error_log
 
 
+DATA = "<dataStore type='file'><format type='raw'/><source file='/srv/data.raw' index='9'/></dataStore>"
+
+
+def test_a_data_file_of_the_running_guest_is_spelled_out_with_its_chain():
+    """Where a definition leaves the chain open, libvirt finds it by itself."""
+    path = "/" + parse_domain(PIVOTED, True).disk("vda").chain[0].path.lstrip("/")
+    live = re.sub("<source file='%s'([^>]*)/>" % re.escape(path), lambda found: "<source file='%s'%s>%s</source>" % (path, found.group(1), DATA), PIVOTED)
+    assert live != PIVOTED
+    for before in (as_running(text(COPIED, "1-before.inactive"), PIVOTED, "vda"), text(COPIED, "1-before.inactive")):
+        after = as_running(before, live, "vda")
+        assert parse_domain(after, False).disk("vda").chain[0].store == file_layer("/srv/data.raw", "raw") and as_running(after, live, "vda") is None
+    left_open = on_image(text(COPIED, "1-before.inactive"), "vda", parse_domain(PIVOTED, True).disk("vda").chain[0])
+    assert parse_domain(as_running(left_open, live, "vda"), False).disk("vda").chain[0].store == file_layer("/srv/data.raw", "raw")
+
+
+@pytest.mark.parametrize("known_from", [XML, BOTH, HEADER])
+def test_a_data_file_that_libvirt_has_forgotten_is_told_again(known_from):
+    """And what is told is written once more where the text is the same: the daemon may have something else in its memory."""
+    live = parse_domain(PIVOTED, True).disk("vda").chain
+    store = replace(file_layer("/srv/data.raw", "raw", 4), known_from=known_from)
+    known = [replace(layer, store=store) for layer in (live[len(live) - 1], NEW)]
+    after = as_running(text(COPIED, "1-before.inactive"), PIVOTED, "vda", known)
+    found = parse_domain(after, False).disk("vda").chain
+    assert [layer.store for layer in found.layers][-1] == (None if known_from == HEADER else replace(store, index=None, known_from=XML))
+    assert found.places == live.places and found[0].store is (None if len(live) > 1 else found[0].store)
+    again = as_running(after, PIVOTED, "vda", known)
+    assert canonical(etree.fromstring(again)) == canonical(etree.fromstring(after))
+    assert the_rest(after, "vda") == the_rest(text(COPIED, "1-before.inactive"), "vda")
+
+
+def test_a_copy_names_no_data_file():
+    store = replace(file_layer("/srv/data.raw", "raw", 4), known_from=BOTH)
+    below = Chain((replace(file_layer("/srv/below", "qcow2", 5), store=store), DEVICE), True)
+    found = as_disk(copy_xml(replace(NEW, store=store), below)).chain
+    assert [layer.store for layer in found.layers] == [None, None, None] and found.places == (NEW.place, *below.places)
+
+
 @pytest.mark.parametrize("stage", ["1-before", "4-pivoted"])
 def test_a_definition_that_says_less_and_nothing_else_stays_as_it_is(stage):
     assert as_running(text(COPIED, stage + ".inactive"), text(COPIED, stage), "vda") is None
@@ -249,6 +287,7 @@ RECORDS = st.builds(
     source=st.none() | TEXTS,
     creates=st.none() | TEXTS,
     merges=st.lists(TEXTS, max_size=3).map(tuple),
+    data=st.lists(st.tuples(TEXTS, TEXTS), max_size=2).map(tuple),
 )
 
 

@@ -45,7 +45,7 @@ class Facts:
 
 
 NO_FACTS = Facts()
-XML, HEADER, OPTION = "xml", "header", "option"
+XML, HEADER, BOTH, OPTION = "xml", "header", "both", "option"
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,9 @@ class Layer:
     ``source`` holds the attributes of ``<source>`` that say where the image is (sorted pairs), ``hosts``, ``address`` and
     ``details`` (snapshot, config, initiator) its children of those names; ``format`` is None where libvirt does not say it;
     ``index`` is None outside a running guest. ``resolved`` is the path of a storage volume, ``store`` the data file of a
-    qcow2 layer. ``known_from`` tells libvirt's knowledge (xml) and the user's (option) from what only a header claims.
+    qcow2 layer. ``known_from`` tells libvirt's knowledge (xml) and the user's (option) from what only a header claims; a data file may be
+    known from both. ``relative``: the header names the data file without its directory, which libvirt (10.10) takes to be that of the
+    image, as it is here, and QEMU by itself to be its own. ``raw`` is data_file_raw: does the data file alone show the whole disk?
     """
 
     type: str
@@ -70,6 +72,8 @@ class Layer:
     branches: Tuple[Chain, ...] = ()
     resolved: Optional[str] = None
     known_from: str = XML
+    relative: bool = False
+    raw: Optional[bool] = None
 
     def attribute(self, name: str) -> Optional[str]:
         """The attribute of ``<source>`` with that name, or None."""
@@ -106,6 +110,11 @@ class Layer:
             return ("path", normal_path(path))
         where = tuple(pair for pair in self.source if pair[0] not in ACCESS_ATTRIBUTES)
         return (self.type, where, self.hosts, self.address, self.details)
+
+    @property
+    def told_store(self) -> Optional[Layer]:
+        """The data file that libvirt's XML names, or is to name."""
+        return self.store if self.store is not None and self.store.known_from != HEADER else None
 
     def __str__(self) -> str:
         if self.protocol:
@@ -269,11 +278,17 @@ def copy(chain: Chain, destination: Layer, shallow: bool = False) -> Chain:
 def same_shape(expected: Chain, actual: Chain) -> bool:
     """Do two chains name the same images in the same order, with no contradiction in formats and ends?
 
-    What either side does not know (a format, an end) contradicts nothing; indexes are not compared.
+    What either side does not know (a format, an end, a data file) contradicts nothing; indexes are not compared.
     """
     if not same_places(expected.places, actual.places):
         return False
     if expected.ends is not None and actual.ends is not None and expected.ends != actual.ends:
         return False
-    pairs = zip(expected.layers, actual.layers)
-    return all(one.format is None or two.format is None or one.format == two.format for one, two in pairs)
+    pairs = tuple(zip(expected.layers, actual.layers))
+    return same_stores(expected, actual) and all(one.format is None or two.format is None or one.format == two.format for one, two in pairs)
+
+
+def same_stores(one: Chain, two: Chain) -> bool:
+    """Do the layers have the same data files, one by one, where both sides know them?"""
+    pairs = ((first.store, second.store) for first, second in zip(one.layers, two.layers))
+    return all(first is None or second is None or first.place == second.place for first, second in pairs)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Iterator, Optional
 
-from .chain import HEADER, Layer, normal_path
+from .chain import BOTH, HEADER, Layer, normal_path
 from .findings import Finding, Subject
 from .headers import Probes, Walk, probe_of
 from .host_facts import Image, Probe
@@ -160,25 +160,27 @@ def _store(subject: Subject, layer: Layer, image: Image, probes: Probes) -> Iter
     name, label, store = subject.on(layer), subject.label(layer), layer.store
     actual = image.data_path or (shown_name(image.data) if image.data else None)
     if store is not None and store.known_from != HEADER:
-        if actual is None or not _same_store(store, image, probes):
+        if store.known_from != BOTH:
             message = "libvirt has the data file %s for %s, the header names %s: find out which is right before the next start."
             yield Finding("data_store_differs", label, str(store), actual, message % (store, name, actual or "none"))
+    elif image.data and layer.place in subject.spelled:
+        message = (
+            "The data of %s are in %s, which only the image's header says, and with a backingStore in the definition no libvirt looks for it there: nobody "
+            "labels, locks or migrates that file; define it as the layer's dataStore (from libvirt 10.10 on), or take the backingStore away."
+        )
+        yield Finding("hidden_data_store", label, None, actual, message % (name, actual))
     elif image.data:
         message = (
             "The data of %s are in %s, which only the image's header says: libvirt neither labels nor locks that file; "
             "from libvirt 10.10 on, define it as the layer's dataStore."
         )
         yield Finding("data_store_missing", label, None, actual, message % (name, actual))
-    if image.data and not image.data.startswith("/") and image.data_path:
+    if image.data_relative:
         message = "The header of %s names its data file as %s: QEMU looks for that in its own directory; write an absolute path with qemu-img amend."
         yield Finding("data_store_relative", label, image.data_path, image.data, message % (name, image.data))
     found = probes.get((image.data_path, "raw")) if image.data_path else None
-    if found is not None and found.problem is not None:
-        yield _problem(subject, Layer("file", (("file", found.path),), "raw"), found)
-
-
-def _same_store(store: Layer, image: Image, probes: Probes) -> bool:
-    return _same_file(store, image.data_path, probes.get((image.data_path, "raw")) if image.data_path else None, probes)
+    if found is not None:
+        yield from image_itself(subject, Layer("file", (("file", found.path),), "raw"), found)
 
 
 def _sizes(subject: Subject, layer: Layer, probe: Probe, below: Optional[Layer], probes: Probes) -> Iterator[Finding]:

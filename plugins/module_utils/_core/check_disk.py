@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Dict, Iterator, List, Optional, Tuple
 
-from .chain import HEADER, Chain, Layer, normal_path
+from .chain import HEADER, NO_CHAIN, Chain, Layer, normal_path
 from .check_chain import chain_findings, image_itself
 from .findings import INFO, WARNING, Finding, Subject, distinct
 from .headers import Probes, Walk, chains_of, completed, probe_of
 from .host_facts import Process
 from .model import Disk, Domain, Observed, Use
 from .pivot import processes_of, stray, unmentioned
-from .render import chain_text
+from .render import chain_text, data_of
 from .verify import covers
 
 _WAY_OUT = (
@@ -29,7 +29,10 @@ PERHAPS = "perhaps: "  # another disk of the same size may be meant
 
 
 def subject_of(domain: Domain, disk: Disk) -> Subject:
-    return Subject("disk %s of guest %s" % (disk.target, domain.name), disk.target)
+    config = domain.config_disk(disk.target)
+    chain = config.chain if config is not None else NO_CHAIN
+    spelled = frozenset(layer.place for depth, layer in enumerate(chain.layers) if chain.terminated(depth) is not None)
+    return Subject("disk %s of guest %s" % (disk.target, domain.name), disk.target, spelled=spelled)
 
 
 class Evidence:
@@ -74,7 +77,7 @@ def _config(subject: Subject, disk: Disk, config: Disk, probes: Probes, deepest:
     message = "At its next start, %s will have the chain %s, but %s is in use: define the chain in use, or restart the guest if the definition is meant."
     level = INFO if disk.device in ("cdrom", "floppy") else None  # media come and go
     yield Finding("config_differs", None, live, then, message % (subject.words, then, live), level)
-    yield from chain_findings(Subject("%s at its next start" % subject.words, disk.target, disk.chain), walk, probes, deepest)
+    yield from chain_findings(replace(subject, words="%s at its next start" % subject.words, running=disk.chain), walk, probes, deepest)
 
 
 def _resolved(chain: Chain, probes: Probes) -> Chain:
@@ -89,7 +92,7 @@ def _resolved(chain: Chain, probes: Probes) -> Chain:
 
 
 def _with_formats(chain: Chain) -> str:
-    return " <- ".join("%s (%s)" % (layer, layer.format or "format unknown") for layer in reversed(chain.layers))
+    return " <- ".join("%s (%s%s)" % (layer, layer.format or "format unknown", data_of(layer)) for layer in reversed(chain.layers))
 
 
 def _mirror(subject: Subject, disk: Disk, probes: Probes) -> Iterator[Finding]:

@@ -15,9 +15,8 @@ from typing import Iterable, List, Optional, Tuple
 
 from .chain import NO_FACTS, Chain, Facts, Layer, Pairs
 from .errors import Unavailable
-from .host_facts import Image, Probe, Volume
-from .image_info import SAFE_FORMATS, resolve_backing
 from .model import Disk, Domain, Mirror, Record, Snapshot
+from .notes import Conversion
 
 try:
     from lxml import etree
@@ -27,8 +26,10 @@ except ImportError:  # the pipeline says which package is missing, before anythi
 # One namespace for each disk, so that two runs on two disks of a guest never rewrite each other's note.
 RECORD_URI = "https://livestorage.github.io/libvirt/job/1/%s"
 RECORD_PREFIX = "livestorage"
+CONVERSION_URI = "https://livestorage.github.io/libvirt/datafile/1/%s"
 NOTED_URI = "https://livestorage.github.io/libvirt/snapshots/1"
 NOTE_WORDS = (("files", "overlay"), ("bases", "state"), ("on_delete", "on_delete"), ("spoiled", "spoiled"))
+KIB = 1024  # libvirt writes the memory so, whatever unit it was given in
 AGENT = "org.qemu.guest_agent.0"
 
 _NOT_A_PLACE = frozenset(["index", "startupPolicy", "fdgroup", "tls", "tlsHostname", "tlsFromConfig"])
@@ -59,10 +60,16 @@ def parse_domain(xml: str, active: bool, state: str = "running", persistent: boo
         config = tuple(map(_disk, parsed(config_xml).iterfind("devices/disk")))
     else:
         config = disks if persistent and not active else ()
-    records = tuple(_records(root))
     name, uuid = root.findtext("name"), root.findtext("uuid") or ""
-    labels = tuple(_labels(root))
-    return Domain(name, uuid, active, state, persistent, disks, config, records, agent=_agent(root), noted=_noted(root), seclabels=labels)
+    more = {
+        "records": tuple(_records(root)),
+        "agent": _agent(root),
+        "noted": _noted(root),
+        "seclabels": tuple(_labels(root)),
+        "conversions": tuple(_conversions(root if config_xml is None else parsed(config_xml))),
+        "memory": int(root.findtext("memory") or 0) * KIB or None,
+    }
+    return Domain(name, uuid, active, state, persistent, disks, config, **more)
 
 
 def mentioned(xml: str) -> frozenset:
@@ -102,6 +109,11 @@ def _mirror(element) -> Mirror:
     if element.find("source") is None and element.get("file"):  # all that libvirt wrote before 1.2.6
         chain = Chain((Layer("file", (("file", element.get("file")),), element.get("format")),) + chain.layers[1:], chain.ends)
     return Mirror(element.get("job", "copy"), element.get("ready"), chain)
+
+
+def chain_of(element) -> Chain:
+    """The chain of a ``<disk>`` or anything like it."""
+    return _chain(element)
 
 
 def layer_of(element) -> Optional[Layer]:
@@ -211,7 +223,22 @@ def _records(root) -> Iterable[Record]:
                 source=element.get("source"),
                 creates=element.get("creates"),
                 merges=tuple(one.get("path", "") for one in element.iterfind("{*}merges")),
+                data=tuple((one.get("image", ""), one.get("path", "")) for one in element.iterfind("{*}data")),
+                checkpoint=element.get("checkpoint"),
             )
+
+
+def _conversions(root) -> Iterable[Conversion]:
+    for element in root.iterfind("metadata/*"):
+        if isinstance(element.tag, str) and is_conversion(element):
+            told = (element.get(name, "") for name in ("disk", "metadata", "data", "state"))
+            yield Conversion(*told, element.get("ran") == "yes")
+
+
+def is_conversion(element) -> bool:
+    """Is it our note of a conversion?"""
+    name, disk = etree.QName(element), element.get("disk")
+    return bool(disk) and name.localname == "datafile" and name.namespace == CONVERSION_URI % disk
 
 
 def _labels(root) -> Iterable[Tuple[str, str]]:
@@ -244,48 +271,3 @@ def parse_checkpoint(xml: str) -> Tuple[Tuple[str, str], ...]:
     """The (disk, bitmap) pairs of a checkpoint."""
     disks = parsed(xml).iterfind("disks/disk[@checkpoint='bitmap']")
     return tuple((disk.get("name", ""), disk.get("bitmap", "")) for disk in disks)
-
-
-def parse_pool(xml: str) -> Tuple[str, Optional[str]]:
-    """(type, path) of a storage pool; the path is where its volumes are."""
-    root = parsed(xml)
-    return root.get("type", ""), root.findtext("target/path")
-
-
-def parse_named_volume(pool: str, name: str, xml: str) -> Volume:
-    """A storage volume as a possible destination."""
-    root = parsed(xml)
-    target = root.find("target/format")
-    kind, capacity = root.get("type", "file"), int(root.findtext("capacity") or 0)
-    return Volume(pool, name, root.findtext("target/path"), kind, True, None if target is None else target.get("type"), capacity)
-
-
-def parse_volume(key: Tuple[str, Optional[str]], xml: str) -> Probe:
-    """What a storage volume's XML says of the image with that path and format (sizes in bytes)."""
-    root = parsed(xml)
-    path, asked = key
-    target, backing = root.find("target/format"), root.find("backingStore")
-    told = None if target is None else target.get("type")
-    sizes = {name: int(root.findtext(name) or 0) for name in ("capacity", "allocation", "physical")}
-    below = None if backing is None else backing.findtext("path")
-    format_ = None if backing is None or backing.find("format") is None else backing.find("format").get("type")
-    image = Image(path, told or "raw", sizes["capacity"], sizes["allocation"], below, resolve_backing(path, below), format_)
-    known = asked or told
-    return Probe(
-        path,
-        known,
-        kind="block" if root.get("type") == "block" else "file",
-        image=image if told not in (None, "raw", "unknown") else None,
-        problem=_volume_problem(asked, told),
-        magic=told if told in SAFE_FORMATS else None,
-        physical=sizes["physical"] or sizes["capacity"],
-        allocated=sizes["allocation"],
-        real=path,
-    )
-
-
-def _volume_problem(asked: Optional[str], told: Optional[str]) -> Optional[str]:
-    """libvirt looks into the headers of files; of an LVM volume it says no format, or that of what a guest wrote on it."""
-    if told in SAFE_FORMATS or (asked == "raw" and told == "raw"):
-        return None
-    return "format_unknown" if asked is None and told is None else "remote"

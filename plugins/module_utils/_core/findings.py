@@ -11,7 +11,7 @@ says how much of the guest's data depends on it: critical (data are lost, hidden
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Iterable, List, Optional, Tuple, Union
+from typing import FrozenSet, Iterable, List, Optional, Tuple, Union
 
 from .chain import NO_CHAIN, Chain, Layer
 
@@ -29,6 +29,7 @@ CODES = {
     "format_missing": WARNING,
     "format_unknown": WARNING,
     "hidden_backing": CRITICAL,
+    "hidden_data_store": WARNING,
     "job_left": WARNING,
     "loop": CRITICAL,
     "mirror_format": WARNING,
@@ -81,13 +82,15 @@ class Subject:
     """What a finding is about, in words: a disk of a guest (``target`` is its name there), or an image that belongs to none.
 
     ``running`` is the chain in use: the next start's layers are called by the addresses that they have there. ``image`` is the
-    path of such an image.
+    path of such an image. ``spelled``: the places of the layers that the next start's definition has with what is below them, so that libvirt
+    does not look into their headers.
     """
 
     words: str
     target: Optional[str] = None
     running: Chain = NO_CHAIN
     image: Optional[str] = None
+    spelled: FrozenSet[tuple] = frozenset()
 
     def label(self, layer: Layer) -> str:
         depth = self.running.depth_of(layer.place) if layer.index is None else None

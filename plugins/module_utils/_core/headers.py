@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Callable, Dict, Iterable, List, Mapping, Optional, Tuple
 
-from .chain import HEADER, OPTION, Chain, Layer
+from .chain import BOTH, HEADER, OPTION, Chain, Layer, normal_path
 from .host_facts import Probe
 from .image_info import shown_name
 from .model import Disk, Domain
@@ -85,8 +85,8 @@ def store_layer(probe: Probe, probes: Probes) -> Optional[Layer]:
     if image is None or not image.data:
         return None
     if image.data_path is None:
-        return Layer("network", (("name", shown_name(image.data)),), "raw", known_from=HEADER)
-    return _header_layer(image.data_path, "raw", probes)
+        return Layer("network", (("name", shown_name(image.data)),), "raw", known_from=HEADER, raw=image.data_raw)
+    return replace(_header_layer(image.data_path, "raw", probes), relative=image.data_relative, raw=image.data_raw)
 
 
 def _header_layer(path: str, format: Optional[str], probes: Probes) -> Layer:
@@ -103,8 +103,7 @@ def follow(start: Layer, probes: Probes, deepest: int) -> Walk:
     seen = set()
     while True:
         probe = probe_of(layer, probes)
-        if probe is not None and probe.image is not None and layer.store is None:
-            layer = replace(layer, store=store_layer(probe, probes))
+        layer = _with_store(layer, probes)
         layers.append(layer)
         if layer.format == "raw":
             return Walk(Chain(tuple(layers), True), probe and probe.problem)
@@ -144,10 +143,39 @@ def completed(chain: Chain, probes: Probes, deepest: int) -> Walk:
 
 
 def _with_store(layer: Layer, probes: Probes) -> Layer:
+    """The layer with its data file: by libvirt's XML, by the header, or by both where they agree."""
     probe = probe_of(layer, probes)
-    if layer.store is not None or probe is None or probe.image is None or not probe.image.data:
+    told = store_layer(probe, probes) if probe is not None else None
+    if told is None:
         return layer
-    return replace(layer, store=store_layer(probe, probes))
+    if layer.store is None or layer.store.known_from == HEADER:
+        return replace(layer, store=told)
+    if not same_store(layer.store, told, probes):
+        return layer
+    return replace(layer, store=replace(layer.store, known_from=BOTH, relative=told.relative, raw=told.raw))
+
+
+def same_store(one: Layer, two: Layer, probes: Probes) -> bool:
+    """Are two data files the same, links resolved?"""
+    if one.path is None or two.path is None:
+        return one.place == two.place
+    if normal_path(one.path) == normal_path(two.path):
+        return True
+    first, second = (probes.get((path, "raw")) for path in (one.path, two.path))
+    return first is not None and second is not None and first.identity is not None and first.identity == second.identity
+
+
+def with_stores(domain: Domain, probes: Probes) -> Domain:
+    """The guest with the data file of every layer, now, in a mirror and at the next start, as far as the headers tell it."""
+    found = with_layers(domain, lambda layer: _with_store(layer, probes))
+    data = [layer.store for disk in found.disks + found.config for chain in chains_of(disk) for layer in chain.layers if layer.store is not None]
+    names = {path for store in data for path in (store.path, _real(store, probes)) if path}
+    return replace(found, mentioned=found.mentioned | names) if names else found
+
+
+def _real(layer: Layer, probes: Probes) -> Optional[str]:
+    probe = probe_of(layer, probes)
+    return None if probe is None else probe.real
 
 
 def whole(domain: Domain, probes: Probes, deepest: int, same: Callable[[Chain, Chain], Optional[bool]]) -> Domain:
@@ -181,3 +209,13 @@ def bare_guest(path: str, format: Optional[str], probes: Probes, deepest: int, n
         start = Layer(kind, (("dev" if kind == "block" else "file", path),), probe.format, known_from=OPTION)
         disk = replace(disk, chain=follow(start, probes, deepest).chain)
     return Domain(name, name, False, "shutdown", False, (disk,), bare=True)
+
+
+def with_layers(domain: Domain, change: Callable[[Layer], Layer]) -> Domain:
+    """The guest with every layer of every chain changed: of today's disks, of their mirrors, and of the next start's."""
+
+    def changed(disk: Disk) -> Disk:
+        mirror = disk.mirror and replace(disk.mirror, chain=disk.mirror.chain.map(change))
+        return replace(disk, chain=disk.chain.map(change), mirror=mirror)
+
+    return replace(domain, disks=tuple(map(changed, domain.disks)), config=tuple(map(changed, domain.config)))

@@ -21,7 +21,8 @@ class File:
 
     ``device`` and ``inode`` tell two files of one name apart; ``real`` is the path with its links resolved. ``free`` is what its file
     system has left, in bytes, None where that is not known. ``claimed``: a block device that the host itself uses, as one that is mounted.
-    ``protected`` is why its owner does not want it written to, whoever could; None where nothing says so.
+    ``protected`` is why its owner does not want it written to, whoever could; None where nothing says so. ``owner`` and ``group`` are numbers,
+    ``mode`` the permission bits.
     """
 
     path: str
@@ -35,6 +36,9 @@ class File:
     free: Optional[int] = None
     claimed: bool = False
     protected: Optional[str] = None
+    owner: int = 0
+    group: int = 0
+    mode: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class Image:
     """What an image's own header says (qemu-img). Sizes in bytes; ``backing`` and ``data`` as written, the paths resolved.
 
     ``data`` is a qcow2 image's data file, ``data_raw`` whether that file alone is what the guest sees. ``bitmaps`` are the persistent
-    dirty bitmaps of a qcow2 image, as (name, granularity in bytes), ``snapshots`` the names of its internal snapshots.
+    dirty bitmaps of a qcow2 image, as (name, granularity in bytes), ``snapshots`` the names of its internal snapshots. ``broken_bitmaps`` are
+    marked as in use: where nobody has the image open, they are inconsistent.
     """
 
     path: str
@@ -57,6 +62,12 @@ class Image:
     data_raw: Optional[bool] = None
     bitmaps: Tuple[Tuple[str, int], ...] = ()
     snapshots: Tuple[str, ...] = ()
+    broken_bitmaps: Tuple[str, ...] = ()
+
+    @property
+    def data_relative(self) -> bool:
+        """Is the data file named without its directory? QEMU looks for it in its own then, whichever that is."""
+        return self.data is not None and self.data_path is not None and not self.data.startswith(("/", "file:/"))
 
 
 @dataclass(frozen=True)

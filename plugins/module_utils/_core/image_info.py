@@ -64,6 +64,7 @@ def parse_image(path: str, text: str) -> Image:
             data_raw=bool(special.get("data-file-raw")) if data else None,
             bitmaps=tuple((one["name"], int(one["granularity"])) for one in special.get("bitmaps", ())),
             snapshots=tuple(str(one["name"]) for one in facts.get("snapshots", ())),
+            broken_bitmaps=tuple(one["name"] for one in special.get("bitmaps", ()) if "in-use" in one.get("flags", ())),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Unavailable("qemu_img", "qemu-img said something about %s that cannot be read: check its version." % path) from error

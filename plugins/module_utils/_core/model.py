@@ -14,9 +14,11 @@ from dataclasses import dataclass, field, replace
 from typing import Callable, Dict, Iterable, Mapping, Optional, Tuple
 
 from .apparmor import Confinement
+from .backups import Asked, Kept
 from .chain import Chain, Layer, Pairs
 from .host_facts import NOT_ASKED, File, Image, Probe, Process, QemuView, Sizes, Versions, Volume
-from .notes import Record, Snapshot, Use
+from .notes import Conversion, Record, Snapshot, Use
+from .selection import Selection
 
 PULL, COPY, COMMIT, ACTIVE_COMMIT, BACKUP = "pull", "copy", "commit", "active-commit", "backup"
 
@@ -76,11 +78,12 @@ class Disk:
 class Domain:
     """A guest. ``disks`` is what is in use now; ``config`` is what the next start will have (empty for a transient guest).
 
-    ``mentioned``: every path that its XML names anywhere, if asked for. ``saved``: its memory is kept in a managed save image.
+    ``mentioned``: every path that its XML names anywhere, and the data files of its layers, if asked for. ``saved``: libvirt keeps its memory (managed save).
     ``agent`` is the state of its guest agent's channel, connected or disconnected, None where it has no such channel.
     ``noted``: what our own note in its metadata says of its snapshots. ``bare``: no guest at all, but an image by itself, whose path is the
     name, the uuid and the one disk.
-    ``seclabels`` are the (model, label) pairs that its QEMU runs under.
+    ``seclabels`` are the (model, label) pairs that its QEMU runs under. ``conversions``: what the definition notes of those that were begun.
+    ``memory`` is what it has of it, in bytes.
     """
 
     name: str
@@ -97,6 +100,8 @@ class Domain:
     noted: Tuple[Snapshot, ...] = ()
     bare: bool = False
     seclabels: Tuple[Tuple[str, str], ...] = field(default=(), compare=False)
+    conversions: Tuple[Conversion, ...] = ()
+    memory: Optional[int] = field(default=None, compare=False)
 
     def disk(self, target: str) -> Optional[Disk]:
         return next((disk for disk in self.disks if disk.target == target), None)
@@ -107,27 +112,15 @@ class Domain:
     def record(self, target: str) -> Optional[Record]:
         return next((record for record in self.records if record.disk == target), None)
 
-
-@dataclass(frozen=True)
-class Selection:
-    """Which guests: one by ``name`` or ``uuid``, or several by ``names``, ``pattern`` (re.search) and ``state``."""
-
-    name: Optional[str] = None
-    uuid: Optional[str] = None
-    names: Optional[Tuple[str, ...]] = None
-    pattern: Optional[str] = None
-    state: Optional[str] = None
-
-    @property
-    def single(self) -> bool:
-        return self.name is not None or self.uuid is not None
+    def conversion(self, target: str) -> Optional[Conversion]:
+        return next((one for one in self.conversions if one.disk == target), None)
 
 
 @dataclass(frozen=True)
 class Needs:
     """What a planner has to see: the guests, the paths (as the host sees them), the image headers (path, format) and more.
 
-    ``paths_of`` names further paths once the guest is known. ``tolerant``: a guest whose jobs cannot be read is no failure.
+    ``paths_of`` and ``images_of`` name further ones once the guest is known. ``tolerant``: a guest whose jobs cannot be read is no failure.
     ``headers``: how many layers deep the chains of all guests seen are read from the images' own headers (0: not at all), and
     ``bare`` the (path, format) of images that belong to no guest. ``guests``: False where no guest is to be looked at at all.
     ``of_snapshots``: the files that the guest's snapshots name, and their headers.
@@ -140,8 +133,11 @@ class Needs:
     ``as_guests``: the ``bare`` images are looked at as guests of their own that are off, with those
     ``names`` where they are given. ``agree`` names, of a guest, (disk, layers, layers): whether both chains show
     the same data, or, where the second is empty, whether the first layer holds nothing of its own.
+    ``runner``: as whom the QEMU of a guest runs. ``holes_at`` names paths whose storage is asked whether it takes holes.
+    ``texts``: the XML with which each running guest could be migrated.
     ``confinement``: what AppArmor lets the QEMU of each running guest do. ``paths_with`` names further paths of each guest, its ``shots`` being
     known; these with ``bitmaps`` are the checkpoints of every guest seen.
+    ``stores``: the layers have the data files, too, that only their headers name (with ``headers``). ``kept``: checkpoints and backups.
     """
 
     selection: Selection
@@ -150,6 +146,7 @@ class Needs:
     config: bool = True
     capacities: bool = False
     paths_of: Optional[Callable[[Domain], Iterable[str]]] = None
+    images_of: Optional[Callable[[Domain], Iterable[Tuple[str, str]]]] = None
     uses: bool = False
     snapshots: bool = False
     of_snapshots: bool = False
@@ -174,7 +171,12 @@ class Needs:
     names: Tuple[str, ...] = ()
     agree: Optional[Callable[[Domain], Iterable[Tuple[str, Tuple[Layer, ...], Tuple[Layer, ...]]]]] = None
     confinement: bool = False
+    runner: bool = False
+    holes_at: Optional[Callable[[Domain], Iterable[str]]] = None
+    texts: bool = False
     paths_with: Optional[Callable[[Domain, Tuple[Snapshot, ...]], Iterable[str]]] = None
+    stores: bool = False
+    kept: Optional[Asked] = None
 
 
 @dataclass(frozen=True)
@@ -189,8 +191,11 @@ class Observed:
     ``measured`` is in bytes, ``holds`` whether a prepared image has data of its own; None where it was not asked for or not found out.
     ``same`` is by (uuid, disk), whether the chains that were asked for show the same data. ``held`` is why an
     image cannot be locked now, by (path, for writing), None where it can.
+    ``runner`` is (user, group) as whom libvirt starts a QEMU, where nothing else is said for a guest, None where it was not asked for or is not told.
+    ``texts`` are (live XML, definition, whether there are secrets that both leave out), by uuid. ``takes_holes`` is by path: does what is
+    punched out of a file there read as zeros? None where that is not known.
     ``confinement`` is by uuid, for guests that AppArmor confines. ``checkpoints`` are by uuid, (name, (disk, bitmap) pairs) each. ``unanswered``
-    is the (code, sentence) of a question about a guest that got no answer, by (uuid, question).
+    is the (code, sentence) of a question about a guest that got no answer, by (uuid, question). ``kept`` is by uuid.
     """
 
     domains: Tuple[Domain, ...]
@@ -217,8 +222,12 @@ class Observed:
     same: Mapping[Tuple[str, str], bool] = field(default_factory=dict)
     held: Mapping[Tuple[str, bool], Optional[str]] = field(default_factory=dict)
     confinement: Mapping[str, Confinement] = field(default_factory=dict)
+    runner: Optional[Tuple[int, int]] = None
+    takes_holes: Mapping[str, Optional[bool]] = field(default_factory=dict)
+    texts: Mapping[str, Tuple[str, str, bool]] = field(default_factory=dict)
     checkpoints: Mapping[str, Tuple[Tuple[str, Tuple[Pairs, ...]], ...]] = field(default_factory=dict)
     unanswered: Mapping[Tuple[str, str], Tuple[str, str]] = field(default_factory=dict)
+    kept: Mapping[str, Kept] = field(default_factory=dict)
 
     @property
     def domain(self) -> Domain:
@@ -279,13 +288,3 @@ def with_chain(domain: Domain, target: str, chain: Chain) -> Domain:
         return replace(disk, chain=chain) if followed else disk
 
     return replace(domain, disks=tuple(map(change, domain.disks)), config=tuple(map(reconfigure, domain.config)))
-
-
-def with_layers(domain: Domain, change: Callable[[Layer], Layer]) -> Domain:
-    """The guest with every layer of every chain changed: of today's disks, of their mirrors, and of the next start's."""
-
-    def changed(disk: Disk) -> Disk:
-        mirror = disk.mirror and replace(disk.mirror, chain=disk.mirror.chain.map(change))
-        return replace(disk, chain=disk.chain.map(change), mirror=mirror)
-
-    return replace(domain, disks=tuple(map(changed, domain.disks)), config=tuple(map(changed, domain.config)))

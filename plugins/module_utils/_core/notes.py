@@ -17,10 +17,11 @@ from typing import Optional, Tuple
 class Record:
     """The note that a run leaves in the guest's live metadata before it starts a job (see ``write_xml.record_xml``).
 
-    ``job`` is its type, ``layers`` the layers it was given (pull: the base; commit: top and base; copy: the destination),
+    ``job`` is its type, ``layers`` the layers it was given (pull: the base; commit: top and base; copy and backup: the destination),
     ``indexes`` the identities of all layers at that time: the note speaks of today's job only while they are the same.
     What says no more about its meaning: ``since``, the second (Unix time) of the start, ``source``, the path of the layer that a
-    copy leaves, ``creates``, the file that did not exist before it, and ``merges``, the paths of the layers that a commit merges.
+    copy leaves, ``creates``, the file that did not exist before it, ``merges``, the paths of the layers that a commit merges,
+    ``checkpoint``, the one that was created with a backup, and ``data``, of each layer that leaves the chain and has a data file, both paths.
     """
 
     disk: str
@@ -31,6 +32,22 @@ class Record:
     source: Optional[str] = field(default=None, compare=False)
     creates: Optional[str] = field(default=None, compare=False)
     merges: Tuple[str, ...] = field(default=(), compare=False)
+    checkpoint: Optional[str] = field(default=None, compare=False)
+    data: Tuple[Tuple[str, str], ...] = field(default=(), compare=False)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The note in a guest's definition of a conversion that was begun: between the raw image ``data`` and the qcow2 layer ``metadata`` over it.
+
+    ``state`` is present (a layer is put over the image) or absent (it is taken away), ``ran`` whether the guest was running then.
+    """
+
+    disk: str
+    metadata: str
+    data: str
+    state: str
+    ran: bool = False
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,14 @@ DEFINE, PROTECT, FORGET = "define", "protect", "forget"
 LOCK, MERGE, REBASE, OVERLAY, REDEFINE = "lock", "merge", "rebase", "overlay", "redefine"
 FREEZE, THAW = "freeze", "thaw"
 REVERT, RETELL, DISOWN = "revert", "retell", "disown"  # what libvirt keeps of snapshots
-QUIET = frozenset([FORGET, LOCK, FREEZE, THAW])  # what changes nothing about the guest
+# A qcow2 layer over a raw image, its data file: make it beside that, let it stand over it, or see that both show the same; copy into one; remove it.
+METADATA, ADOPT, PROVE, CONVERT, DROP = "metadata", "adopt", "prove", "convert", "drop"
+SAVE, RESAVE, RESTART = "save", "resave", "restart"  # a guest with its memory: save it, change what it will be started with, start it
+NOTE, UNNOTE = "note", "unnote"  # in the definition of the guest: which conversion was begun
+CHECKPOINT, UNCHECK = "checkpoint", "uncheck"  # create or delete one
+# A backup: begin it, wait for a push, write what a target stands on into its header, look at the targets.
+BEGIN, AWAIT, BACK, INSPECT = "begin", "await", "back", "inspect"
+QUIET = frozenset([FORGET, LOCK, FREEZE, THAW, NOTE, UNNOTE])  # what changes nothing about the guest
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,8 @@ class Plan:
     run does not wait for its job: then ``after`` is where the guest is going, and the look afterwards may still see the job.
     ``failing`` is the (code, sentence) with which the run fails although its steps succeed, where they only keep a harm from growing;
     ``quiesces``: whether the guest's file systems are frozen meanwhile, None where that was not asked for.
-    ``stands`` then says how the guest stands, where libvirt does not know it.
+    ``stands`` then says how the guest stands, where libvirt does not know it. ``facts`` are what only this module returns, as its planner's ``MORE``
+    lists them; what the host measures is added by its ``facts``. ``told`` are lines for --diff beside the chains, before and after.
     """
 
     before: Tuple[Domain, ...]
@@ -59,6 +67,8 @@ class Plan:
     stands: Optional[str] = None
     fences: Tuple[int, ...] = ()
     quiesces: Optional[bool] = None
+    facts: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    told: Tuple[str, str] = ("", "")
 
     def is_fence(self, position: int) -> bool:
         return position == self.fence or position in self.fences

@@ -11,32 +11,48 @@ from __future__ import annotations
 
 from typing import Callable, Iterable, List, Mapping, Optional, Sequence
 
-from .chain import Chain
+from .chain import Chain, Layer
 from .model import Disk, Domain, Job, Mirror
 from .plan import (
     ABORT,
+    ADOPT,
+    AWAIT,
+    BACK,
+    BEGIN,
+    CHECKPOINT,
     COMMIT,
+    CONVERT,
     COPY,
     CREATE,
     DEFINE,
     DELETE,
     DISCARD,
     DISOWN,
+    DROP,
     FREEZE,
+    INSPECT,
     LOCK,
     MERGE,
+    METADATA,
+    NOTE,
     OVERLAY,
     PIVOT,
     PREPARE,
     PROTECT,
+    PROVE,
     PULL,
     REBASE,
     REDEFINE,
+    RESAVE,
+    RESTART,
     RETELL,
     REVERT,
+    SAVE,
     SNAPSHOT,
     SPEED,
     THAW,
+    UNCHECK,
+    UNNOTE,
     WAIT,
     Plan,
     Step,
@@ -90,11 +106,29 @@ def chain_result(target: str, chain: Chain, readonly: bool = False) -> List[dict
             "name": layer.name,
             "host": [dict(host) for host in layer.hosts],
             "format": layer.format,
+            "data_store": store_result(layer.store),
             "terminated": chain.terminated(depth),
             "readonly": readonly or depth > 0,
         }
         for depth, layer in enumerate(chain.layers)
     ]
+
+
+def store_result(store: Optional[Layer]) -> Optional[dict]:
+    """The data file of a layer."""
+    if store is None:
+        return None
+    return {
+        "type": store.type,
+        "path": store.path,
+        "name": store.name,
+        "protocol": store.protocol,
+        "format": store.format,
+        "index": store.index,
+        "raw": store.raw,
+        "relative": store.relative,
+        "known_from": store.known_from,
+    }
 
 
 def job_result(job: Optional[Job]) -> Optional[dict]:
@@ -135,7 +169,8 @@ _SENTENCES: Mapping[str, Callable[[Optional[str], Mapping], str]] = {
     CREATE: lambda disk, detail: "create the volume %s in the pool %s" % (detail["volume"], detail["pool"]),
     PREPARE: lambda disk, detail: "create %s on %s with what the layers between hold" % (detail["path"], detail["below"]),
     DISCARD: lambda disk, detail: "remove %s, which an earlier run left" % detail["path"],
-    DELETE: lambda disk, detail: "remove %s" % detail["path"],
+    DELETE: lambda disk, detail: _removal(detail),
+    DROP: lambda disk, detail: "remove %s" % detail["path"],
     DEFINE: lambda disk, detail: "let the definition of the next start have the chain of %s" % disk,
     LOCK: lambda disk, detail: "hold the images of %s, so that nobody else opens them" % disk,
     MERGE: lambda disk, detail: "merge %s into %s" % (", ".join(str(layer) for layer in detail["chain"][:-1]), detail["chain"][-1]),
@@ -146,9 +181,29 @@ _SENTENCES: Mapping[str, Callable[[Optional[str], Mapping], str]] = {
     THAW: lambda disk, detail: "thaw the file systems of the guest",
     REVERT: lambda disk, detail: "let libvirt revert the guest to the snapshot %s" % detail["name"],
     RETELL: lambda disk, detail: "write down which layers the snapshots of the guest stand for now",
+    METADATA: lambda disk, detail: "create %s as a qcow2 layer%s" % (detail["path"], " with the data file %s" % detail["over"] if detail["keeps"] else ""),
+    ADOPT: lambda disk, detail: "let %s stand over %s, and prove that both show the same" % (detail["path"], detail["raw"]),
+    PROVE: lambda disk, detail: "prove that %s shows just what %s holds" % (detail["path"], detail["raw"]),
+    CONVERT: lambda disk, detail: "copy %s to %s with the data file %s" % (detail["source"], detail["path"], detail["over"]),
+    SAVE: lambda disk, detail: "go on with the guest that an earlier run has saved" if detail.get("already") else "pause the guest and save its memory",
+    RESAVE: lambda disk, detail: "let the saved guest have %s" % ", ".join("%s on %s" % (target, chain.active) for target, chain in detail["chains"]),
+    RESTART: lambda disk, detail: "start the guest with its memory",
+    NOTE: lambda disk, detail: "note in the definition of the guest what is begun with %s" % disk,
+    UNNOTE: lambda disk, detail: "take away the note about the conversion of %s" % disk,
     DISOWN: lambda disk, detail: "let libvirt forget the snapshot %s" % detail["name"],
+    CHECKPOINT: lambda disk, detail: "create the checkpoint %s of %s" % (detail["name"], ", ".join(detail["targets"])),
+    UNCHECK: lambda disk, detail: "%s the checkpoint %s" % ("let libvirt forget" if detail["metadata_only"] else "delete", detail["name"]),
+    BEGIN: lambda disk, detail: "begin the %s%s" % (detail["backup"], ", with the checkpoint %s" % detail["checkpoint"] if detail["checkpoint"] else ""),
+    AWAIT: lambda disk, detail: "wait until the backup of %s is completed" % ", ".join(detail["targets"]),
+    BACK: lambda disk, detail: "let %s stand on %s" % (detail["path"], detail["backing"] or "nothing, and not on the image of the guest"),
+    INSPECT: lambda disk, detail: "look at what was written to %s" % ", ".join(path for dummy, path, *more in detail["images"]),
     PROTECT: lambda disk, detail: "let the next start have %s on %s" % (detail["to"], disk),
 }
+
+
+def _removal(detail: Mapping) -> str:
+    of = ", the data file of %s" % detail["of"] if "of" in detail else ""
+    return "remove %s%s%s" % (detail["path"], of, "; its data file %s stays (%s)" % detail["stays"] if "stays" in detail else "")
 
 
 def _rebase(detail: Mapping) -> str:
@@ -175,7 +230,7 @@ def diff_text(domains: Iterable[Domain]) -> str:
 
 def chain_lines(chain: Chain) -> List[str]:
     """One line a layer and one for the end, without depths or indexes: a layer that stays keeps its line."""
-    lines = ["  %s (%s, %s)" % (layer, layer.type, layer.format or "format unknown") for layer in chain.layers]
+    lines = ["  %s (%s, %s%s)" % (layer, layer.type, layer.format or "format unknown", data_of(layer)) for layer in chain.layers]
     if not lines:
         return ["  empty"]
     return lines + ["  the chain ends here" if chain.ends else "  what follows is not known"]
@@ -185,10 +240,16 @@ def mirror_lines(mirror: Optional[Mirror]) -> List[str]:
     """Where a mirror goes, whether or not it is ready, which changes by itself."""
     if mirror is None or mirror.chain.active is None:
         return []
-    return ["  mirrored (%s) to %s (%s)" % (mirror.job, mirror.chain.active, mirror.chain.active.format or "format unknown")]
+    to = mirror.chain.active
+    return ["  mirrored (%s) to %s (%s%s)" % (mirror.job, to, to.format or "format unknown", data_of(to))]
+
+
+def data_of(layer: Layer) -> str:
+    """Where a layer has its data, after its format."""
+    return "" if layer.store is None else ", data in %s" % layer.store
 
 
 def chain_text(chain: Chain) -> str:
     """The chain in one line, for messages: base first, so that the arrows point at what is built on."""
-    text = " <- ".join(str(layer) for layer in reversed(chain.layers)) or "empty"
+    text = " <- ".join(str(layer) + (" (data in %s)" % layer.store if layer.store is not None else "") for layer in reversed(chain.layers)) or "empty"
     return text if chain.ends or not chain.layers else "(not known) <- " + text

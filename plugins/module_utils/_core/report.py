@@ -16,7 +16,7 @@ from .chain import Chain, Layer, pci_address
 from .headers import Probes, Walk, probe_of
 from .host_facts import QemuView, Sizes
 from .model import Disk
-from .render import job_result
+from .render import job_result, store_result
 
 SizesOf = Mapping[Tuple[str, str, Optional[int]], Sizes]
 NOTHING = Sizes()
@@ -46,7 +46,6 @@ class LayerReport:
         index, facts = layer.index, layer.facts
         probe = probe_of(layer, self._probes) if self._probes else None
         size = self._sizes.get((self._uuid, self._target or "", index), NOTHING) if self._sizes else NOTHING
-        image = None if probe is None else probe.image
         found = {
             "index": index,
             "address": None if index is None else "%s[%d]" % (self._target, index),
@@ -60,9 +59,9 @@ class LayerReport:
             "known_from": layer.known_from,
             "unread": problem or (probe.problem if probe is not None else None),
             "virtual_size": size.virtual if probe is None or probe.virtual is None else probe.virtual,
-            "actual_size": size.allocated if probe is None or probe.allocated is None else probe.allocated,
+            "actual_size": self._allocated(layer, size.allocated if probe is None or probe.allocated is None else probe.allocated),
             "physical_size": size.physical if probe is None else probe.physical,
-            "data_store": None if layer.store is None else _store(layer.store, image.data_raw if image is not None else None),
+            "data_store": store_result(layer.store),
             "slices": [dict(one) for one in facts.slices] or None,
             "reservations": None if facts.reservations is None else {"managed": facts.reservations == "yes"},
             "encryption": facts.encryption,
@@ -75,6 +74,14 @@ class LayerReport:
         return found
 
 
+    def _allocated(self, layer: Layer, own: Optional[int]) -> Optional[int]:
+        """With what the data file holds."""
+        if layer.store is None or own is None:
+            return own
+        probe = probe_of(layer.store, self._probes)
+        return own + probe.allocated if probe is not None and probe.allocated is not None else None
+
+
 def _source(layer: Layer) -> dict:
     """What ``<source>`` says beyond the keys that a layer has of its own."""
     found = {key: value for key, value in layer.source if key not in _SHOWN_ELSEWHERE}
@@ -82,19 +89,6 @@ def _source(layer: Layer) -> dict:
     if layer.address:
         found["address"] = pci_address(layer.address)
     return found
-
-
-def _store(store: Layer, raw: Optional[bool]) -> dict:
-    return {
-        "type": store.type,
-        "path": store.path,
-        "name": store.name,
-        "protocol": store.protocol,
-        "format": store.format,
-        "index": store.index,
-        "raw": raw,
-        "known_from": store.known_from,
-    }
 
 
 def tree(chain: Chain) -> Optional[dict]:

@@ -16,6 +16,7 @@ from . import domain_xml
 from .chain import Layer, normal_path
 from .errors import Refused
 from .notes import Snapshot
+from .write_xml import tell_data
 
 PLACES = ("file", "block", "network")
 
@@ -150,6 +151,9 @@ def _place(disk, layer: Layer) -> None:
         source.set(name, value)
     for position, facts in enumerate(layer.hosts):
         source.insert(position, domain_xml.etree.Element("host", dict(facts)))
+    for old in source.findall("dataStore"):
+        source.remove(old)
+    tell_data(source, layer)
 
 
 def noted_xml(shots: Iterable[Snapshot]) -> str:

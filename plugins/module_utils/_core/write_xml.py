@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Mapping, Optional
+from typing import Iterable, Mapping, Optional, Sequence
 
 from . import domain_xml
 from .chain import Chain, Layer
 from .errors import Moved
 from .model import Disk, Record
+from .notes import Conversion
 from .verify import covers
 
 # What the chain of a disk is made of, beside the format; a disk that was defined in the words before libvirt 3.9 has the last two itself.
@@ -27,19 +28,30 @@ _WHERE = ("source", "backingStore", "mirror", "auth", "encryption")
 def record_xml(record: Record) -> str:
     """The element for ``virDomainSetMetadata`` (its namespace is ``RECORD_URI % disk``)."""
     facts = {"disk": record.disk, "type": record.job, "layers": record.layers, "indexes": record.indexes}
-    more = {"since": record.since, "source": record.source, "creates": record.creates}
+    more = {"since": record.since, "source": record.source, "creates": record.creates, "checkpoint": record.checkpoint}
     facts.update((name, str(value)) for name, value in more.items() if value is not None)
     element = domain_xml.etree.Element("job", facts)
     for path in record.merges:
         domain_xml.etree.SubElement(element, "merges", path=path)
+    for image, path in record.data:
+        domain_xml.etree.SubElement(element, "data", image=image, path=path)
     return domain_xml.etree.tostring(element).decode()
 
 
+def conversion_xml(note: Conversion) -> str:
+    """The element for ``virDomainSetMetadata`` (its namespace is ``CONVERSION_URI % disk``)."""
+    facts = {"disk": note.disk, "metadata": note.metadata, "data": note.data, "state": note.state, "ran": "yes" if note.ran else "no"}
+    return domain_xml.etree.tostring(domain_xml.etree.Element("datafile", facts)).decode()
+
+
 def copy_xml(destination: Layer, below: Optional[Chain] = None) -> str:
-    """The ``<disk>`` that ``virDomainBlockCopy`` takes. ``below``: the chain that the copy stands on, where it is spelled out."""
+    """The ``<disk>`` that ``virDomainBlockCopy`` takes. ``below``: the chain that the copy stands on, where it is spelled out.
+
+    Without any data file, of which libvirt (11.3, 12.8) makes no node here: it fails with an argument 'data-file' that is null.
+    """
     root = domain_xml.etree.Element("disk", device="disk")
     chain = Chain((destination,)) if below is None else Chain((destination,) + below.layers, below.ends)
-    _write_chain(root, chain.map(_without_index), "driver")
+    _write_chain(root, chain.map(lambda layer: replace(layer, index=None, store=None)), "driver")
     return domain_xml.etree.tostring(root).decode()
 
 
@@ -71,22 +83,34 @@ def volume_xml(name: str, capacity: int, format: str, options: Mapping[str, obje
     return domain_xml.etree.tostring(root).decode()
 
 
-def as_running(config: str, live: str, target: str) -> Optional[str]:
+def as_running(config: str, live: str, target: str, known: Sequence[Layer] = ()) -> Optional[str]:
     """The definition of the next start with a disk's whole chain as the running guest has it, with all that libvirt knows of each
     layer, as libvirt itself writes it after a pivot; None where it says the same already, or less of it and nothing else.
+
+    ``known``: layers with their data files. libvirt forgets those below a copy, and (11.3) keeps in its memory alone that one was below another
+    layer: with any, the definition is written in any case.
     """
     root, disk = _disk_of(config, target)
-    then, now = (domain_xml.parse_domain(xml, True).disk(target) for xml in (config, live))
-    if then is not None and now is not None and covers(then.chain, now.chain):
+    running = copy.deepcopy(_disk_of(live, target)[1])
+    _remind(running, known)
+    then, now = domain_xml.chain_of(disk), domain_xml.chain_of(running)
+    if not known and covers(then, now) and not _lacks_data(then, now):
         return None
-    running = _disk_of(live, target)[1]
-    parts = [copy.deepcopy(element) for element in running if element.tag in _WHERE and element.tag != "mirror"]
+    parts = [element for element in running if element.tag in _WHERE and element.tag != "mirror"]
     for element in [one for part in parts for one in part.iter()]:
         element.attrib.pop("index", None)
     for private in [one for part in parts for one in part.iter("privateData")]:
         private.getparent().remove(private)
     format_ = running.find("driver").get("type") if running.find("driver") is not None else None
-    return domain_xml.etree.tostring(root).decode() if _rewrite(disk, running.get("type"), format_, parts) else None
+    return domain_xml.etree.tostring(root).decode() if _rewrite(disk, running.get("type"), format_, parts) or known else None
+
+
+def _remind(element, known: Iterable[Layer]) -> None:
+    stores = {layer.place: layer.store for layer in known if layer.told_store is not None}
+    for layer in domain_xml.chain_of(element).layers:
+        if layer.store is None and layer.place in stores:
+            tell_data(element.find("source"), replace(layer, store=stores[layer.place]))
+        element = element.find("backingStore")
 
 
 def on_image(config: str, target: str, layer: Layer) -> Optional[str]:
@@ -111,21 +135,52 @@ def with_chains(config: str, chains: Mapping[str, Chain]) -> Optional[str]:
     return domain_xml.etree.tostring(root).decode() if changed else None
 
 
+def without_conversions(xml: str) -> str:
+    """A guest's XML without our notes of conversions, which tell of this host; an element for notes that is empty then is left out."""
+    root = domain_xml.parsed(xml)
+    for metadata in root.findall("metadata"):
+        for element in list(metadata):
+            if isinstance(element.tag, str) and domain_xml.is_conversion(element):
+                metadata.remove(element)
+        if not len(metadata):
+            root.remove(metadata)
+    return domain_xml.etree.tostring(root).decode()
+
+
 def _says(written: Chain, wanted: Chain) -> bool:
     """Does a definition name these layers, in these formats, as far as it does not leave them to the headers?"""
     formats = all(one.format in (None, two.format) for one, two in zip(wanted.layers, written.layers))
     ends = written.ends is None or (written.ends == wanted.ends and len(written) == len(wanted))
-    return bool(written.layers) and written.places == wanted.places[: len(written)] and formats and ends
+    data = all(_data_said(one, two.store) for one, two in zip(wanted.layers, written.layers))
+    return bool(written.layers) and written.places == wanted.places[: len(written)] and formats and ends and data
+
+
+def _data_said(layer: Layer, written: Optional[Layer]) -> bool:
+    """Is that ``<dataStore>`` (or none) right for a layer? Where nobody has looked for a data file, the definition is believed."""
+    if written is None:
+        return layer.told_store is None
+    if layer.store is None:
+        return layer.format != "raw"
+    return written.place == layer.store.place
+
+
+def _lacks_data(written: Chain, now: Chain) -> bool:
+    """Does a definition leave out a data file that the running guest has?
+
+    libvirt would not look for it where the chain is spelled out, and (11.3) start the guest with a read-only one where it was that of a backing before.
+    """
+    return any(one.store is None and two.told_store is not None for one, two in zip(written.layers, now.layers))
 
 
 def _spelled(disk, written: Chain, wanted: Chain) -> list:
     """The elements for a chain, with the sources that a disk has already for the same layers."""
-    known = _sources(disk, written)
+    known, wanted = _sources(disk, written), wanted.map(_without_index)
     root = element = domain_xml.etree.Element("disk")
-    _write_chain(root, wanted.map(_without_index), "driver")
+    _write_chain(root, wanted, "driver")
     for layer in wanted.layers:
         source = known.get(_where(layer))
         if source is not None:
+            tell_data(source, layer)
             element.replace(element.find("source"), source)
         element = element.find("backingStore")
     return [child for child in root if child.tag in _WHERE]
@@ -203,14 +258,36 @@ def _write_chain(element, chain: Chain, format_element: str) -> None:
         if layer.format is not None:
             domain_xml.etree.SubElement(element, format_element, type=layer.format)
         format_element = "format"
-        source = domain_xml.etree.SubElement(element, "source", dict(layer.source))
+        source = _source_of(element, layer)
         if layer.index is not None:
             (element if depth else source).set("index", str(layer.index))
-        for host in layer.hosts:
-            domain_xml.etree.SubElement(source, "host", dict(host))
-        if layer.address:
-            domain_xml.etree.SubElement(source, "address", dict(layer.address))
         if depth < len(chain) - 1:
             element = domain_xml.etree.SubElement(element, "backingStore")
     if chain.layers and chain.ends:
         domain_xml.etree.SubElement(element, "backingStore")
+
+
+def _source_of(element, layer: Layer):
+    source = domain_xml.etree.SubElement(element, "source", dict(layer.source))
+    for host in layer.hosts:
+        domain_xml.etree.SubElement(source, "host", dict(host))
+    if layer.address:
+        domain_xml.etree.SubElement(source, "address", dict(layer.address))
+    tell_data(source, layer)
+    return source
+
+
+def tell_data(source, layer: Layer) -> None:
+    """Let a ``<source>`` name the data file of its layer where libvirt's XML is to name it, and none that is not the layer's."""
+    written = source.find("dataStore")
+    if _data_said(layer, None if written is None else domain_xml.layer_of(written)):
+        return
+    if written is not None:
+        source.remove(written)
+    store = layer.told_store
+    if store is not None:
+        element = domain_xml.etree.SubElement(source, "dataStore", type=store.type)
+        domain_xml.etree.SubElement(element, "format", type=store.format or "raw")
+        inner = _source_of(element, store)
+        if store.index is not None:
+            inner.set("index", str(store.index))

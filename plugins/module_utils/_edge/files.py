@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -19,6 +20,10 @@ from .._core.model import File
 # FS_IOC_GETFLAGS of linux/fs.h; POWER numbers its ioctls in another way.
 GET_FLAGS = (0x40000000 if os.uname().machine.startswith("ppc") else 0x80000000) | struct.calcsize("l") << 16 | 0x6601
 IMMUTABLE, APPEND_ONLY = 0x10, 0x20
+KEEP_SIZE, PUNCH_HOLE, HOLE = 1, 2, 4096  # of linux/falloc.h, and bytes
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_FALLOCATE = getattr(_LIBC, "fallocate64", None) or _LIBC.fallocate  # musl has the latter alone, and that is the same
+_FALLOCATE.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 BLOCK_READ_ONLY = "/sys/dev/block/%d:%d/ro"
 
 
@@ -37,7 +42,30 @@ def read_file(path: str) -> File:
         return replace(base, exists=os.path.lexists(path), kind="other" if os.path.lexists(path) else None)
     kind = _kind(path)
     found = replace(base, exists=True, claimed=kind == "block" and _claimed(path), kind=kind, size=facts.st_size, device=facts.st_dev, inode=facts.st_ino)
+    found = replace(found, owner=facts.st_uid, group=facts.st_gid, mode=stat.S_IMODE(facts.st_mode))
     return replace(found, protected=_protected(path, facts))
+
+
+def takes_holes(path: str) -> Optional[bool]:
+    """Does what is punched out of a file at that path read as zeros? Tried on a file without a name in its directory; None where that cannot be tried.
+
+    Of a block device nobody knows: what it discards may still be read afterwards.
+    """
+    if _kind(path) == "block":
+        return False
+    try:
+        descriptor = os.open(os.path.dirname(path), os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return None
+    try:
+        os.write(descriptor, b"1" * HOLE)
+        if _FALLOCATE(descriptor, KEEP_SIZE | PUNCH_HOLE, 0, HOLE) != 0:
+            return False if ctypes.get_errno() == errno.EOPNOTSUPP else None
+        return os.pread(descriptor, HOLE, 0) == bytes(HOLE)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
 
 
 def _protected(path: str, facts: os.stat_result) -> Optional[str]:

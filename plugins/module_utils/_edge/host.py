@@ -10,19 +10,23 @@ step that was only half done, or twice, and removes no file that this run did no
 
 from __future__ import annotations
 
+import contextlib
 import time
-from typing import Dict, List, Mapping, Optional, Set, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Set, Tuple
 
 from .._core.apparmor import APPARMOR, Confinement
 from .._core.chain import Chain
 from .._core.errors import CallFailed, LiveStorageError, Unavailable
-from .._core.headers import Probes, bare_guest, measured, wanted, whole
+from .._core.headers import Probes, bare_guest, measured, stores, wanted, whole, with_stores
 from .._core.host_facts import NOT_ASKED, File, Image, Process, QemuView, Volume
 from .._core.model import Domain, Needs, Observed, Selection, Snapshot
 from .._core.pivot import doubtful, processes_of, unmentioned
 from .._core.verify import same_disks
+from .backups import Backups
 from .confinement import confinement
-from .files import read_file
+from .conversions import Conversions
+from .datafile import shows
+from .files import read_file, takes_holes
 from .image_locks import Locks, in_use
 from .image_work import holds_data, measure, same_data
 from .images import Images
@@ -54,7 +58,7 @@ class _Troubles:
         self.of_guests: Dict[Tuple[str, str], Tuple[str, str]] = {}
 
 
-class Host(Steps, Waits, Pivots, Offline, Snapshots):
+class Host(Steps, Waits, Pivots, Offline, Snapshots, Conversions, Backups):
     """One hypervisor. ``clock``, ``sleep`` and ``now_of_day`` are the time module's, passed in for tests.
 
     ``notes`` are sentences about what was noticed while steps were done, which are no failures.
@@ -82,7 +86,9 @@ class Host(Steps, Waits, Pivots, Offline, Snapshots):
         self._rebased: Set[str] = set()  # the images that this run has begun to put on another one
         self._renamed: List[str] = []  # what libvirt kept of the snapshots that this run redefined
         self._redefined: Dict[Tuple[str, ...], Tuple[str, str]] = {}  # by disks: the definition before this run wrote one, and what it wrote
+        self._owners: Dict[str, Tuple[int, int]] = {}  # of the data files that this run gave to another owner, as they were before
         self.notes: List[str] = []
+        self.facts: Dict[str, Any] = {}  # what was measured while steps were done, in the words of the module's result
 
     @property
     def _connection(self) -> Connection:
@@ -95,6 +101,12 @@ class Host(Steps, Waits, Pivots, Offline, Snapshots):
         self._locks.release()
         if self._opened is not None:
             self._opened.close()
+
+    def settle(self) -> None:
+        """Wait for a call that this run was interrupted in; what becomes of it is seen by the next look."""
+        if self._opened is not None:
+            with contextlib.suppress(LiveStorageError):
+                self._connection.settle()
 
     # READ
 
@@ -134,13 +146,9 @@ class Host(Steps, Waits, Pivots, Offline, Snapshots):
         bare = list(needs.bare) + self._of_volume(volume, needs.volume_format)
         shots = self._of_each(kept if needs.shots else [], "snapshots", troubles)
         both = shots if needs.shots else {domain.uuid: snapshots for domain in domains}
-        # Elsewhere each image is a call over the network: there only a validation asks about what libvirt knows already.
-        named = wanted(domains, only_open=not local and not needs.uses) if needs.headers else []
-        guessed = [path for path, dummy in bare + strangers]
-        probes = images.read(bare + named + strangers, needs.headers, guessed) if needs.headers else {}
-        seen_paths = {path for path, dummy in probes}
-        others = [path for path in dict.fromkeys(self._of_snapshots(needs, domains, both)) if path not in seen_paths]
-        probes = images.read([(path, None) for path in others], needs.headers, others) if needs.headers and others else probes
+        probes = self._headers(needs, domains, images, bare + strangers, both, local) if needs.headers else {}
+        if needs.stores:
+            domains = tuple(with_stores(one, probes) for one in domains)
         if needs.offline:
             domains = tuple(whole(one, probes, needs.headers, self._show_the_same) for one in domains) + self._images_alone(needs, probes)
         # Other guests' slow or hostile images must not keep a mere look at one guest waiting; what is judged as before a change is worth it.
@@ -157,26 +165,43 @@ class Host(Steps, Waits, Pivots, Offline, Snapshots):
             sizes=self._sizes(needs, kept, probes, troubles),
             shots=shots,
             checkpoints=self._of_each(kept if needs.shots and needs.bitmaps else [], "checkpoints", troubles),
-            qemu=self._views(needs, kept, running, troubles),
+            qemu=self._views(needs, [(handle, domain) for (handle, dummy), domain in zip(kept, domains)], running, troubles),
             processes=processes,
             moved=self._moved(needs, kept) if needs.uses and needs.tolerant else (),
             bitmaps=tuple(self._connection.bitmaps(handles[0])) if needs.bitmaps and not needs.shots and handles and domains else (),
             volume=volume,
-            versions=self._connection.versions() if needs.versions else NOT_ASKED,
+            versions=self._connection.versions() if needs.versions and needs.guests else NOT_ASKED,
+            texts=self._of_each([pair for pair in kept if pair[1].active] if needs.texts else [], "texts", troubles),
+            runner=self._connection.runner() if needs.runner and needs.guests else None,
             rates=self._rates(needs, kept) if needs.sample else {},
-            **(self._of_storage(needs, domains, bare, both, troubles) if local else {}),
+            **(self._of_storage(needs, domains, bare, both, probes, troubles) if local else {}),
             troubles=tuple(troubles.words),
             unanswered=troubles.of_guests,
+            kept=self._kept(needs, kept, local, troubles) if needs.kept is not None else {},
         )
 
-    def _of_storage(self, needs: Needs, domains: Tuple[Domain, ...], bare: list, shots: Shots, troubles: _Troubles) -> dict:
+    def _headers(self, needs: Needs, domains: Tuple[Domain, ...], images: Images, more: list, shots: Shots, local: bool) -> Probes:
+        """What the images say of themselves: those of the guests, of their snapshots, and ``more``."""
+        # Elsewhere each image is a call over the network: there only a validation asks about what libvirt knows already.
+        named = wanted(domains, only_open=not local and not needs.uses)
+        probes = images.read(more + named, needs.headers, [path for path, dummy in more])
+        seen_paths = {path for path, dummy in probes}
+        others = [path for path in dict.fromkeys(self._of_snapshots(needs, domains, shots)) if path not in seen_paths]
+        return images.read([(path, None) for path in others], needs.headers, others) if others else probes
+
+    def _of_storage(self, needs: Needs, domains: Tuple[Domain, ...], bare: list, shots: Shots, probes: Probes, troubles: _Troubles) -> dict:
         """What this host's own files and processes say."""
         look = Look(PATH_SECONDS if needs.tolerant else None)
+        images = self._images(needs, domains)
+        if needs.stores:
+            self._paths.update(dict.fromkeys(path for path, dummy in stores(probes.values())))
+            self._paths.update(dict.fromkeys(image.data_path for image in images.values() if image.data_path))
         found = {
             "files": self._files(needs, domains, shots, look),
-            "images": self._images(needs),
+            "images": images,
             "measured": self._measure(needs, domains),
             "holds": self._holds(needs, domains, bare),
+            "takes_holes": {path: look(None, takes_holes, path) for domain in domains for path in (needs.holes_at(domain) if needs.holes_at else ())},
             "held": self._held_by(domains, look) if needs.offline else {},
             "same": self._same(needs, domains),
             "confinement": self._confined(domains) if needs.confinement else {},
@@ -220,7 +245,7 @@ class Host(Steps, Waits, Pivots, Offline, Snapshots):
     def _held_by(self, domains: Tuple[Domain, ...], look: Look) -> Dict[Tuple[str, bool], Optional[str]]:
         """Who holds the images of what is off; not asked any more once this run holds them itself."""
         idle = [disk for domain in domains if not domain.active for disk in domain.disks] if not self._locks.descriptors else []
-        paths = dict.fromkeys(layer.path for disk in idle for layer in disk.chain.layers if layer.path)
+        paths = dict.fromkeys(layer.path for disk in idle for layer in disk.chain.images() if layer.path)
         return {(path, writes): look(NO_ANSWER, in_use, path, writes) for path in paths for writes in (True, False)}
 
     def _same(self, needs: Needs, domains: Tuple[Domain, ...]) -> Dict[Tuple[str, str], bool]:
@@ -230,7 +255,7 @@ class Host(Steps, Waits, Pivots, Offline, Snapshots):
         for domain, (target, layers, others) in asked:
             key = (domain.uuid, target)
             if key not in self._agreed:
-                self._agreed[key] = same_data(layers, others)
+                self._agreed[key] = shows(layers[0]) if others == (layers[0].store,) else same_data(layers, others)
             if self._agreed[key] is not None:
                 found[key] = self._agreed[key]
         return found
@@ -344,6 +369,7 @@ class Host(Steps, Waits, Pivots, Offline, Snapshots):
         found = ((path, look(None, read_file, path)) for path in self._paths)
         return {path: file for path, file in found if file is not None}
 
-    def _images(self, needs: Needs) -> Dict[str, Image]:
-        read = ((path, read_image(path, format)) for path, format in needs.images)
+    def _images(self, needs: Needs, domains: Tuple[Domain, ...]) -> Dict[str, Image]:
+        more = [key for domain in domains for key in needs.images_of(domain)] if needs.images_of is not None else []
+        read = ((path, read_image(path, format)) for path, format in dict.fromkeys([*needs.images, *more]))
         return {path: image for path, image in read if image is not None}

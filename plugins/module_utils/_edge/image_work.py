@@ -36,7 +36,7 @@ def measure(layers: Sequence[Layer], format: str) -> Optional[int]:
     """
     if any(layer.path is None or layer.format is None or layer.facts.slices for layer in layers):
         return None
-    facts = _told(["qemu-img", "measure", "-U", "--output=json", "-O", format, "json:" + json.dumps(_described(layers))], layers[0].path or "")
+    facts = told(["qemu-img", "measure", "-U", "--output=json", "-O", format, "json:" + json.dumps(_described(layers))], layers[0].path or "")
     try:
         return int(facts["required"]) + int(facts.get("bitmaps", 0))
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -50,7 +50,7 @@ def holds_data(path: str, format: str) -> Optional[bool]:
     except OSError:
         return None
     layer = Layer(kind, (("file", path),), format)
-    found = _told(["qemu-img", "map", "-U", "--output=json", "json:" + json.dumps(_described([layer]))], path)
+    found = told(["qemu-img", "map", "-U", "--output=json", "json:" + json.dumps(_described([layer]))], path)
     try:
         return any(part.get("present", part["data"]) for part in found)  # zeros of its own are present, too (QEMU 6.1)
     except (KeyError, TypeError, AttributeError):
@@ -70,15 +70,15 @@ def same_data(layers: Sequence[Layer], others: Sequence[Layer]) -> Optional[bool
     names = ["json:" + json.dumps(_described(chain)) for chain in (layers, others)]
     require_tool(layers[0].path or "")
     with memory() as errors:
-        code = asyncio.run(_carried_out(["qemu-img", "compare", "-U", "-q", *names], errors, COMPARE_SECONDS))
+        code = asyncio.run(carried_out(["qemu-img", "compare", "-U", "-q", *names], errors, COMPARE_SECONDS))
     return {0: True, 1: False}.get(code if code is not None else -1)
 
 
-def _told(command: List[str], path: str) -> Any:
+def told(command: List[str], path: str) -> Any:
     """What qemu-img says in JSON, None where it says nothing in time."""
     require_tool(path)
     with memory() as output, memory() as errors:
-        if asyncio.run(_carried_out(command, errors, MEASURE_SECONDS, output)) != 0:
+        if asyncio.run(carried_out(command, errors, MEASURE_SECONDS, output)) != 0:
             return None
         try:
             return json.loads(written(output))
@@ -93,6 +93,10 @@ def _described(layers: Sequence[Layer], locked: bool = False) -> Dict[str, Any]:
     found: Dict[str, Any] = {"driver": layer.format, "file": {"driver": driver, "filename": layer.path}}
     if locked:
         found["file"]["locking"] = "off"
+    if layer.store is not None and layer.store.path is not None:
+        found["data-file"] = {"driver": "host_device" if layer.store.type == "block" else "file", "filename": layer.store.path}
+        if locked:
+            found["data-file"]["locking"] = "off"
     if layer.format != "raw":
         found["backing"] = _described(layers[1:], locked) if len(layers) > 1 else None
     return found
@@ -107,7 +111,7 @@ def overlay(path: str, format: str, size: int, above: Layer, below: Layer, secon
     create = ["qemu-img", "create", "-q", "-f", format, "-b", above.path or "", "-F", above.format or "", "--", path, str(size)]
     rebase = ["qemu-img", "rebase", "-q", "-f", format, "-b", below.path or "", "-F", below.format or "", "--", path]
     for command in (create, rebase):
-        reason = _failure(command, seconds)
+        reason = failure(command, seconds)
         if reason is not None:
             raise CallFailed("not_prepared", "The image %s could not be made on %s (%s): nothing of the guest was changed." % (path, below, reason))
 
@@ -115,7 +119,7 @@ def overlay(path: str, format: str, size: int, above: Layer, below: Layer, secon
 def create_overlay(path: str, format: str, below: Layer, size: int, seconds: float) -> Optional[str]:
     """Make an empty image of ``size`` bytes on ``below``, which is not opened (-u). Why it failed, or None."""
     require_tool(path)
-    return _failure(["qemu-img", "create", "-q", "-u", "-f", format, "-b", below.path or "", "-F", below.format or "", "--", path, str(size)], seconds)
+    return failure(["qemu-img", "create", "-q", "-u", "-f", format, "-b", below.path or "", "-F", below.format or "", "--", path, str(size)], seconds)
 
 
 def virtual_size(layer: Layer) -> int:
@@ -140,7 +144,7 @@ class Work:
         require_tool(layers[0].path or "")
         name = "json:" + json.dumps(_described(layers, True))
         left = max(0.0, self._end - time.monotonic())
-        reason = _failure(["qemu-img", command[0], "-q", *command[1:], "--", name, *more], left, self._locks, self._seconds)
+        reason = failure(["qemu-img", command[0], "-q", *command[1:], "--", name, *more], left, self._locks, self._seconds)
         return None if reason is None else _DESCRIPTION.sub(lambda dummy: str(layers[0]), reason)
 
     def merge(self, layers: Sequence[Layer], below: Sequence[Layer], size: Optional[int]) -> Optional[str]:
@@ -207,10 +211,10 @@ def _astray(layer: Layer, rest: Sequence[Layer]) -> Optional[str]:
     return _astray(following, rest[1:])
 
 
-def _failure(command: List[str], seconds: float, locks: Sequence[int] = (), told_seconds: Optional[float] = None) -> Optional[str]:
+def failure(command: List[str], seconds: float, locks: Sequence[int] = (), told_seconds: Optional[float] = None) -> Optional[str]:
     """Why a command failed, in one line, or None. ``told_seconds``: where more than this one command had that long."""
     with memory() as errors:
-        code = asyncio.run(_carried_out(command, errors, seconds, locks=locks))
+        code = asyncio.run(carried_out(command, errors, seconds, locks=locks))
         told = " ".join(written(errors).replace("qemu-img: ", "").split())
     if code == 0:
         return None
@@ -232,14 +236,16 @@ def _undisturbed() -> Iterator[None]:
             os.kill(os.getpid(), number)
 
 
-async def _carried_out(command: List[str], errors: IO, seconds: float, output: Optional[IO] = None, locks: Sequence[int] = ()) -> Optional[int]:
+async def carried_out(
+    command: List[str], errors: IO, seconds: float, output: Optional[IO] = None, locks: Sequence[int] = (), given: Optional[IO] = None
+) -> Optional[int]:
     """The exit code of a command that may copy for hours, None where it was ended after so many seconds."""
     process = None
     try:
         with _undisturbed():
             process = await asyncio.create_subprocess_exec(
                 *command,
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=given if given is not None else asyncio.subprocess.DEVNULL,
                 stdout=output if output is not None else asyncio.subprocess.DEVNULL,
                 stderr=errors,
                 env=dict(os.environ, LC_ALL="C"),

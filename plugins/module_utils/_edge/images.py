@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Callable, Collection, Dict, Iterable, Optional, Set
 
-from .._core.domain_xml import parse_volume
 from .._core.headers import Key, below, stores
 from .._core.host_facts import Probe
+from .._core.host_xml import parse_volume
 from .qemu_img import SECONDS, probe_all
 
 DEEPEST = 200  # libvirt's own limit for a chain

@@ -17,26 +17,30 @@ import os
 import re
 import time
 from dataclasses import replace
-from typing import Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
+from typing import Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 from urllib.parse import urlsplit
 
+from .._core.backup_xml import parse_backup, parse_ended, parse_points
+from .._core.backups import Backup, Checkpoint, Ended
 from .._core.chain import Chain, Layer
 from .._core.domain_xml import (
+    CONVERSION_URI,
     NOTED_URI,
     RECORD_PREFIX,
     RECORD_URI,
     mentioned,
     parse_checkpoint,
     parse_domain,
-    parse_named_volume,
-    parse_pool,
 )
 from .._core.errors import Busy, CallFailed, Moved, Unavailable
+from .._core.headers import with_layers
 from .._core.host_facts import QemuView, Sizes, Versions, Volume
-from .._core.model import ACTIVE_COMMIT, BACKUP, COMMIT, COPY, PULL, Domain, Job, Record, Selection, Snapshot, with_layers
+from .._core.host_xml import parse_named_volume, parse_pool, parse_runner
+from .._core.model import ACTIVE_COMMIT, BACKUP, COMMIT, COPY, PULL, Domain, Job, Record, Selection, Snapshot
+from .._core.notes import Conversion
 from .._core.qmp import parse_job_name, parse_view, parse_word
 from .._core.snapshot_xml import noted_xml, parse_snapshot, retold, under
-from .._core.write_xml import as_running, on_image, record_xml, with_chains
+from .._core.write_xml import as_running, conversion_xml, on_image, record_xml, with_chains
 from .libvirt_events import Events, start_loop
 from .patience import GivenUp, Patience, RealPaths
 
@@ -69,6 +73,7 @@ QUESTIONS = ("query-named-block-nodes", "query-block-jobs", "query-block")
 DIRECTORY_POOLS = ("dir", "fs", "netfs")
 CALL_SECONDS = 60  # more than the 30 that libvirt itself waits for the lock on a guest
 REVERT_SECONDS = 600
+BEGIN_SECONDS = 600
 
 
 class Connection:
@@ -316,11 +321,57 @@ class Connection:
                     return ()
                 raise
 
+    def points(self, handle, dirty: bool) -> List[Checkpoint]:
+        """The checkpoints of a guest, each after the one before it. ``dirty``: with what was written since, which QEMU adds up for each of them."""
+        flags = libvirt.VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN | (libvirt.VIR_DOMAIN_CHECKPOINT_XML_SIZE if dirty else 0)
+        with self.calling("list the checkpoints of guest %s" % handle.name()):
+            try:
+                found = self._bounded(handle.listAllCheckpoints, libvirt.VIR_DOMAIN_CHECKPOINT_LIST_TOPOLOGICAL)
+                return [parse_points(self._bounded(one.getXMLDesc, flags), dirty) for one in found]
+            except libvirt.libvirtError as error:
+                if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
+                    return []
+                raise
+
+    def backup(self, handle) -> Optional[Backup]:
+        """The backup that runs, None where there is none. A guest that stopped meanwhile has none either."""
+        nothing = (libvirt.VIR_ERR_NO_DOMAIN_BACKUP, libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_NO_SUPPORT)
+        with self.calling("look at the backup of guest %s" % handle.name()):
+            try:
+                return parse_backup(self._bounded(handle.backupGetXMLDesc, 0))
+            except libvirt.libvirtError as error:
+                if error.get_error_code() in nothing:
+                    return None
+                raise
+
+    def last_backup(self, handle) -> Optional[Ended]:
+        """How the last job of a guest ended, if that was a backup. The daemon forgets it when it is restarted."""
+        flags = libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED | libvirt.VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED
+        with self.calling("look at the last job of guest %s" % handle.name()):
+            try:
+                return parse_ended(self._bounded(handle.jobStats, flags))
+            except libvirt.libvirtError as error:
+                if error.get_error_code() in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_NO_SUPPORT):
+                    return None
+                raise
+
     def versions(self) -> Versions:
         """Of the daemon and of the hypervisor that is installed (a guest may still run an older one)."""
         with self.calling("read the versions"):
             daemon, hypervisor = self._libvirt.getLibVersion(), self._libvirt.getVersion()
         return Versions(*((number // 1000000, number // 1000 % 1000, number % 1000) for number in (daemon, hypervisor)))
+
+    def texts(self, handle) -> Tuple[str, str, bool]:
+        """(XML for a migration, definition) of a running guest, and whether libvirt leaves secrets out of them, as the password of a console."""
+        live = libvirt.VIR_DOMAIN_XML_MIGRATABLE
+        both = tuple(self._xml(handle, flags) for flags in (live, libvirt.VIR_DOMAIN_XML_INACTIVE))
+        secure = tuple(self._xml(handle, flags | libvirt.VIR_DOMAIN_XML_SECURE) for flags in (live, libvirt.VIR_DOMAIN_XML_INACTIVE))
+        return both[0], both[1], both != secure
+
+    def runner(self) -> Optional[Tuple[int, int]]:
+        """(user, group) as whom libvirt starts QEMU, None where it does not say it."""
+        with self.calling("read the capabilities"):
+            return parse_runner(self._bounded(self._libvirt.getCapabilities))
 
     def volume(self, pool: str, name: str) -> Volume:
         """A storage volume, or where it would be in a pool of directories. What is wrong is told in ``problem``."""
@@ -430,6 +481,25 @@ class Connection:
         with self.calling("limit the job on disk %s of guest %s" % (target, handle.name())):
             self._bounded(handle.blockJobSetSpeed, target, bandwidth, libvirt.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES)
 
+    def create_checkpoint(self, handle, xml: str) -> None:
+        with self.calling("create the checkpoint of guest %s" % handle.name()):
+            self._bounded(handle.checkpointCreateXML, xml, 0)
+
+    def delete_checkpoint(self, handle, name: str, metadata_only: bool) -> None:
+        """What was written since is then told by the checkpoint before it. One that is gone is no error."""
+        with self.calling("delete the checkpoint %s of guest %s" % (name, handle.name())):
+            try:
+                found = self._bounded(handle.checkpointLookupByName, name)
+                self._bounded(found.delete, libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY if metadata_only else 0)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_CHECKPOINT:
+                    raise
+
+    def begin_backup(self, handle, xml: str, checkpoint: Optional[str]) -> None:
+        """One transaction over all disks of the XML, with the checkpoint. libvirt formats the targets before, which takes its time on slow storage."""
+        with self.calling("begin the backup of guest %s" % handle.name()):
+            self._bounded(handle.backupBegin, xml, checkpoint, 0, seconds=BEGIN_SECONDS)
+
     def abort_backup(self, handle) -> None:
         """End the backup of a guest, over all its disks: libvirt ends no single one."""
         with self.calling("end the backup of guest %s" % handle.name()):
@@ -443,10 +513,10 @@ class Connection:
         if problem is not None:
             raise CallFailed("qemu_error", "QEMU refused to change the copy of disk %s of guest %s: %s." % (target, handle.name(), problem))
 
-    def define_as_running(self, handle, target: str) -> None:
-        """Give a disk in the definition of the next start the chain that it has now."""
+    def define_as_running(self, handle, target: str, known: Sequence[Layer] = ()) -> None:
+        """Give a disk in the definition of the next start the chain that it has now. ``known``: layers with data files that libvirt may have forgotten."""
         live = self._xml(handle, libvirt.VIR_DOMAIN_XML_SECURE)
-        self._define(handle, target, lambda config: as_running(config, live, target))
+        self._define(handle, target, lambda config: as_running(config, live, target, known))
 
     def define_image(self, handle, target: str, layer: Layer) -> None:
         """Give a disk in the definition of the next start that active layer."""
@@ -486,6 +556,49 @@ class Connection:
     def _xml(self, handle, flags: int) -> str:
         with self.calling("read the definition of guest %s" % handle.name()):
             return self._bounded(handle.XMLDesc, flags)
+
+    def save(self, handle, seconds: float) -> None:
+        """Stop a guest and keep its memory in libvirt's own place; the next start goes on from there."""
+        with self.calling("save guest %s" % handle.name()):
+            self._bounded(handle.managedSave, 0, seconds=seconds)
+
+    def saved(self, handle) -> bool:
+        """Is the memory of a guest kept so that its next start goes on? (The reason of its state does not tell it.)"""
+        with self.calling("look at guest %s" % handle.name()):
+            return bool(self._bounded(handle.hasManagedSaveImage))
+
+    def drop_saved(self, handle) -> None:
+        with self.calling("remove what is left of the save of guest %s" % handle.name()):
+            self._bounded(handle.managedSaveRemove, 0)
+
+    def start(self, handle, seconds: float) -> None:
+        with self.calling("start guest %s" % handle.name()):
+            self._bounded(handle.create, seconds=seconds)
+
+    def resave(self, handle, chains: Mapping[str, Chain]) -> Optional[str]:
+        """Give disks of a saved guest these chains. Its XML before; None where it was so already."""
+        with self.calling("read what guest %s was saved with" % handle.name()):
+            before = self._bounded(handle.managedSaveGetXMLDesc, libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE)
+        after = with_chains(before, chains)
+        if after is None:
+            return None
+        self.resave_again(handle, after)
+        return before
+
+    def resave_again(self, handle, xml: str) -> None:
+        with self.calling("change what guest %s was saved with" % handle.name()):
+            self._bounded(handle.managedSaveDefineXML, xml, 0)
+
+    def note_conversion(self, handle, target: str, note: Optional[Conversion]) -> None:
+        """Write the note of a conversion into the definition of the next start, or take it away (None); that there is none is no error."""
+        xml = None if note is None else conversion_xml(note)
+        with self.calling("note the conversion of disk %s in the definition of guest %s" % (target, handle.name())):
+            try:
+                arguments = (libvirt.VIR_DOMAIN_METADATA_ELEMENT, xml, RECORD_PREFIX, CONVERSION_URI % target, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+                self._bounded(handle.setMetadata, *arguments)
+            except libvirt.libvirtError as error:
+                if note is not None or error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_METADATA:
+                    raise
 
     def create_volume(self, pool: str, xml: str) -> None:
         with self.calling("create the volume in the pool %s" % pool):

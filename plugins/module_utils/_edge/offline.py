@@ -94,7 +94,7 @@ class Offline:
         size = virtual_size(on) if detail["size"] is None else detail["size"]
         reason = create_overlay(path, detail["format"], on, size, CREATE_SECONDS)
         if reason is None and detail["creates"] and detail["mode_of"]:
-            reason = _follow(path, detail["mode_of"])
+            reason = follow(path, detail["mode_of"])
         if reason is not None:
             raise CallFailed("not_prepared", "The image %s could not be made on %s (%s): %s was not changed." % (path, on, reason, on))
 
@@ -129,7 +129,7 @@ def _disks(detail) -> Tuple[str, ...]:
     return tuple(target for target, dummy in detail["chains"])
 
 
-def _follow(path: str, model: str) -> Optional[str]:
+def follow(path: str, model: str) -> Optional[str]:
     """Give a file the owner, the group and the mode of another. Why that failed, or None."""
     try:
         facts = os.stat(model)

@@ -148,7 +148,7 @@ class Pivots:
         return pivot.way_out(layer, processes[0].pid if word == pivot.ORPHANED and processes else None)
 
     def _do_define(self, handle, target, detail) -> None:
-        self._connection.define_as_running(handle, target)
+        self._connection.define_as_running(handle, target, *([detail["known"]] if "known" in detail else []))
 
     def _do_protect(self, handle, target, detail) -> None:
         self._connection.define_image(handle, target, detail["to"])

@@ -17,7 +17,28 @@ from .._core.errors import Busy, CallFailed, LiveStorageError, Moved, Unavailabl
 from .._core.headers import chains_of
 from .._core.model import ACTIVE_COMMIT, BACKUP, Domain, Selection
 from .._core.pivot import agrees
-from .._core.plan import COPY, CREATE, DEFINE, FORGET, FREEZE, OVERLAY, PREPARE, PROTECT, REBASE, REDEFINE, RETELL, SNAPSHOT, WAIT, Step
+from .._core.plan import (
+    ADOPT,
+    CONVERT,
+    COPY,
+    CREATE,
+    DEFINE,
+    FORGET,
+    FREEZE,
+    METADATA,
+    NOTE,
+    OVERLAY,
+    PREPARE,
+    PROTECT,
+    REBASE,
+    REDEFINE,
+    RESAVE,
+    RETELL,
+    SAVE,
+    SNAPSHOT,
+    WAIT,
+    Step,
+)
 from .._core.snapshot_xml import snapshot_xml
 from .._core.write_xml import copy_xml, volume_xml
 from .files import read_file
@@ -26,7 +47,7 @@ from .processes import held_open, holds_path
 
 REPEATABLE = (DEFINE, PROTECT, FORGET)
 UNDO_SECONDS = 600.0  # how long an undo waits for a merge back
-OFFLINE = (OVERLAY, REDEFINE, RETELL)  # what is undone while the guest is off
+OFFLINE = (OVERLAY, REDEFINE, RETELL, METADATA, CONVERT, ADOPT, NOTE, SAVE, RESAVE)  # what is undone also while the guest is off
 BACKUP_SECONDS = 60.0  # how long the end of a backup is waited for
 
 
@@ -64,7 +85,7 @@ class Steps:
             if domain is not None and domain.active:
                 action(handle, step.disk, step.detail)
             return
-        if step.action == SNAPSHOT and self._saving and handle is not None:
+        if step.action in (SNAPSHOT, SAVE) and self._saving and handle is not None:
             with contextlib.suppress(LiveStorageError):  # it may have ended by itself; any look waits for its end
                 self._connection.abort_backup(handle)
         self._connection.settle()
@@ -193,7 +214,10 @@ class Steps:
         if target not in self._started:
             return
         disk = self._now(handle).disk(target)
-        if disk is not None and disk.job is not None:
+        if disk is not None and disk.job is not None and disk.job.type == BACKUP:
+            self._connection.abort_backup(handle)
+            self._backup_over(handle)
+        elif disk is not None and disk.job is not None:
             self._connection.abort(handle, target)
         self._clear_note(handle, target, target in self._pivoting)
         self._started.discard(target)

@@ -25,7 +25,10 @@ def all_uses(connection: Connection, images: Images, deadline: Optional[float] =
     """(uses, the images that hid a part of them, as those do that were not read until ``deadline``, in monotonic seconds)."""
     read = (connection.read(handle, True, False) for handle in connection.select(Selection()))
     domains = [domain for domain in read if domain is not None]
-    open_ends = {key_of(chain.layers[-1]) for domain in domains for chain in _chains(domain) if chain.layers and chain.ends is None}
+    chains = [chain for domain in domains for chain in _chains(domain) if chain.layers]
+    open_ends = {key_of(chain.layers[-1]) for chain in chains if chain.ends is None}
+    if connection.local:  # elsewhere nothing tells of data files
+        open_ends.update(key_of(place.layer) for chain in chains for place in chain.walk() if _may_have_data(place.layer))
     probes = images.read(dict.fromkeys(key for key in open_ends if key is not None), DEEPEST, deadline=deadline)
     uses: List[Use] = []
     unread: List[str] = []
@@ -35,6 +38,7 @@ def all_uses(connection: Connection, images: Images, deadline: Optional[float] =
             for chain in chains_of(disk):
                 problem = _add(uses, domain, disk, chain, probes, real)
                 unread += [problem] if problem else []
+                unread += [str(place.layer) for place in chain.walk() if _may_have_data(place.layer) and _hides_data(place.layer, probes)]
                 unread += [str(layer) for layer in chain.images() if layer.type == "volume" and layer.path is None]
     return tuple(dict.fromkeys(uses)), tuple(dict.fromkeys(unread))
 
@@ -54,6 +58,17 @@ def _add(uses: List[Use], domain: Domain, disk: Disk, chain: Chain, probes: Prob
             for place, written in _places(image, real):
                 uses.append(Use(place, domain.name, domain.uuid, disk.target, written, writes and number == 0))
     return problem
+
+
+def _may_have_data(layer: Layer) -> bool:
+    """May a layer have a data file of its own that libvirt does not name?"""
+    return layer.format == "qcow2" and layer.store is None
+
+
+def _hides_data(layer: Layer, probes: Probes) -> bool:
+    """Is it not known whether a layer has one, as its header cannot be read? Nothing can depend on what an image that is gone would name."""
+    probe = probe_of(layer, probes)
+    return probe is not None and probe.image is None and probe.problem not in (None, "missing", "remote")
 
 
 def _places(layer: Layer, real: Optional[RealPaths]) -> List[tuple]:

@@ -18,14 +18,15 @@ from ..errors import Refused
 from ..headers import follow, probe_of
 from ..model import Disk, Domain, Observed, Snapshot, where
 from . import _files as files
-from ._offline import DEEPEST
+from ._offline import DEEPEST, with_data
 
 
 def shared(domain: Domain, disk: Disk, base: int, seen: Observed, starts: bool) -> None:
     """A base that another disk needs must not be written to. What is not known only matters before the first write."""
-    path = disk.chain[base].path
-    places = {disk.chain[base].place} | (files.places_of(path, seen) if path else set())
-    places |= {use.place for use in seen.uses if (use.uuid, use.disk) == (domain.uuid, disk.target) and use.layer == disk.chain[base].place}
+    written = with_data([disk.chain[base]])
+    places = {place for image in written for place in {image.place} | (files.places_of(image.path, seen) if image.path else set())}
+    own = [use for use in seen.uses if (use.uuid, use.disk) == (domain.uuid, disk.target)]
+    places |= {use.place for use in own if use.layer in [image.place for image in written]}
     for use in seen.uses:
         if use.place in places and (use.uuid, use.disk) != (domain.uuid, disk.target):
             raise Refused(
@@ -49,12 +50,12 @@ def shared(domain: Domain, disk: Disk, base: int, seen: Observed, starts: bool) 
 
 def protected(domain: Domain, disk: Disk, base: int, seen: Observed) -> None:
     """Refuses (code protected) a base that its operator keeps from being written to."""
-    file = seen.files.get(disk.chain[base].path or "")
-    if file is not None and file.protected is not None:
-        raise Refused(
-            "protected",
-            "The base %s of %s is protected (%s): choose a base above it, or take that away." % (disk.chain[base], where(domain, disk), file.protected),
-        )
+    for image in with_data([disk.chain[base]]):
+        file = seen.files.get(image.path or "")
+        if file is not None and file.protected is not None:
+            what = "The base %s of %s" % (disk.chain[base], where(domain, disk))
+            what = what if image == disk.chain[base] else "%s has the data file %s, which" % (what, image)
+            raise Refused("protected", "%s is protected (%s): choose a base above it, or take that away." % (what, file.protected))
 
 
 def confined(domain: Domain, disk: Disk, top: int, base: int, seen: Observed) -> None:
@@ -64,7 +65,7 @@ def confined(domain: Domain, disk: Disk, top: int, base: int, seen: Observed) ->
     """
     confinement = seen.confinement.get(domain.uuid)
     layers = disk.chain.layers
-    for layer in (layers[base],) + (layers[top - 1 : top] if top > 1 else ()):
+    for layer in with_data((layers[base],) + (layers[top - 1 : top] if top > 1 else ())):
         file = seen.files.get(layer.path or "")
         path = file.real if file is not None and file.exists and file.real else layer.path
         reason = obstacle(confinement, seen.versions.libvirt, path) if confinement is not None and path is not None else None
@@ -150,7 +151,8 @@ def growth(domain: Domain, disk: Disk, top: int, base: int, resize: bool, seen: 
     if wanted is None or there is None or there >= wanted:
         return None, ()
     what = "The base %s of %s has %d bytes, and %s above it has %d" % (layers[base], where(domain, disk), there, layers[top], wanted)
-    if layers[base].format == "raw" and layers[base].type != "file":
+    holder = layers[base].store or layers[base]
+    if holder.format == "raw" and holder.type != "file":
         raise Refused("base_smaller", "%s: let the device grow first, or choose another base." % what)
     if not resize:
         raw = " (a raw image, whose file becomes longer)" if layers[base].format == "raw" else ""

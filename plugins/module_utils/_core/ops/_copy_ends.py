@@ -11,10 +11,11 @@ from typing import List, Optional, Tuple
 from ..chain import Layer
 from ..errors import Refused
 from ..model import COPY, Disk, Domain, Observed, Record, with_config
-from ..plan import DEFINE, DISCARD, Plan, Step, Waiting
+from ..plan import DISCARD, Plan, Step, Waiting
 from ..verify import covers
 from . import _common as common
 from . import _files as files
+from . import _merge_jobs as jobs
 
 
 def acceptable(shallow: bool, format_: Optional[str], domain: Domain, disk: Disk, layer: Layer) -> Tuple[str, ...]:
@@ -35,12 +36,12 @@ def there(delete_source: bool, waiting: Waiting, domain: Domain, disk: Disk, see
     config = domain.config_disk(disk.target)
     if config is not None and not covers(config.chain, disk.chain):
         config_ours(domain, disk, config, record)
-        steps.append(Step(DEFINE, disk.target))
+        steps.append(jobs.defined(disk, config.chain.layers + disk.chain.layers))
         after = with_config(domain, disk.target, disk.chain)
     removals: Tuple[Step, ...] = ()
     ours = record is not None and record.job == COPY and record.layers == str(disk.chain[0])  # a note of another copy says nothing about this one
     if delete_source and ours and record is not None and record.source and waiting.waits:
-        removals = files.deletions(domain, disk, (record.source,), after, seen, "delete_source")
+        removals = files.deletions(domain, disk, (record.source,), after, seen, "delete_source", record.data)
     fence = len(steps) if removals else None
     notes = common.leftovers(domain, disk) if waiting.waits else ()
     return Plan((domain,), (after,), tuple(steps) + removals + notes, fence=fence, about=(disk.target,))

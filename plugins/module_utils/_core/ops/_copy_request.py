@@ -52,6 +52,7 @@ class Request:
             uses=True,
             snapshots=True,
             headers=copied.DEEPEST,
+            stores=True,
             bare=tuple(bare),
             doubts=True,
             volume=self.dest.volume if self.dest is not None else None,
@@ -80,7 +81,7 @@ class Request:
         found = [self.dest.layer.path] if self.dest is not None and self.dest.layer is not None else []
         for disk in common.disks_named(domain, self.disk):
             record = domain.record(disk.target)
-            found += [record.source, record.creates] if record is not None else []
+            found += [record.source, record.creates, *(data for dummy, data in record.data)] if record is not None else []
             found += files.paths_of_layers(domain, disk)
         return tuple(dict.fromkeys(path for path in found if path))
 

@@ -18,6 +18,7 @@ from . import _common as common
 from . import _copied as copied
 from . import _copy_ends as ends
 from . import _dest as destination
+from . import _files as files
 from ._copy_request import Request
 
 # The libvirt that each option came with.
@@ -41,7 +42,8 @@ def start(wanted: Request, domain: Domain, disk: Disk, layer: Layer, below: Chai
     flags += ["REUSE_EXT"] if wanted.reuse or first else []
     flags += ["TRANSIENT_JOB"] if domain.persistent else []
     flags += [name.upper() for name in wanted.wishes]
-    record = replace(common.record_for(disk, COPY), layers=str(layer), source=disk.chain[0].path, creates=created)
+    data = files.data_of(disk.chain.layers[:1])
+    record = replace(common.record_for(disk, COPY), layers=str(layer), source=disk.chain[0].path, creates=created, data=data)
     detail = {
         "to": layer,
         "below": below if shallow and (wanted.reuse or first) else None,

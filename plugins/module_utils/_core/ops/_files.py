@@ -7,11 +7,11 @@
 from __future__ import annotations
 
 import posixpath
-from typing import Iterable, Tuple
+from typing import Iterable, Optional, Tuple
 
-from ..chain import Layer, file_layer, normal_path
+from ..chain import Layer, Pairs, file_layer, normal_path
 from ..errors import Refused
-from ..model import Disk, Domain, Observed, where
+from ..model import Disk, Domain, Observed, Use, where
 from ..plan import DELETE, Step
 
 
@@ -64,8 +64,8 @@ def new_file(domain: Domain, disk: Disk, path: str, seen: Observed) -> None:
 
 
 def paths_of_layers(domain: Domain, disk: Disk) -> Tuple[str, ...]:
-    """The paths of all layers that a disk has now, in its mirror, or at its next start."""
-    return tuple(dict.fromkeys(layer.path for chain in _chains(domain, disk) for layer in chain.layers if layer.path))
+    """The paths of all layers that a disk has now, in its mirror, or at its next start, and of their data files."""
+    return tuple(dict.fromkeys(layer.path for chain in _chains(domain, disk) for layer in chain.images() if layer.path))
 
 
 def _chains(domain: Domain, disk: Disk) -> list:
@@ -74,13 +74,21 @@ def _chains(domain: Domain, disk: Disk) -> list:
     return [one.chain for one in found] + ([disk.mirror.chain] if disk.mirror else [])
 
 
-def deletions(domain: Domain, disk: Disk, paths: Iterable[str], after: Domain, seen: Observed, option: str) -> Tuple[Step, ...]:
-    """Steps that remove the files that exist. ``after``: the guest as it will be.
+def data_of(layers: Iterable[Layer]) -> Pairs:
+    """(path of the layer, path of its data file) of those that have both: what is noted of layers that leave a chain."""
+    return tuple((layer.path, layer.store.path) for layer in layers if layer.path and layer.store is not None and layer.store.path)
+
+
+def deletions(
+    domain: Domain, disk: Disk, paths: Iterable[str], after: Domain, seen: Observed, option: str, data: Pairs = ()
+) -> Tuple[Step, ...]:
+    """Steps that remove the files that exist, each with its data file after it. ``after``: the guest as it will be; ``data``: as ``data_of``, by a note.
 
     Raises Refused: a remote host (remote_files), a path that the disk goes on needing (still_in_chain), that another disk
-    uses (in_use), that is not a regular file (not_a_file), or chains that could not be read to the end (unread).
+    uses (in_use), that is not a regular file (not_a_file), or chains that could not be read to the end (unread). A data file that is
+    needed, or is no regular file, stays, and the step says so.
     """
-    layers = [layer for chain in _chains(after, disk) for layer in chain.layers]
+    layers = [layer for chain in _chains(after, disk) for layer in chain.images()]
     needed = {place for layer in layers for place in (places_of(layer.path, seen) if layer.path else ())}
     needed.update(layer.place for layer in layers)
     steps = []
@@ -95,8 +103,9 @@ def deletions(domain: Domain, disk: Disk, paths: Iterable[str], after: Domain, s
                 % (option, path, where(domain, disk)),
             )
         _unused_elsewhere(after, disk, path, seen, what)
-        file = seen.files.get(path)
+        file, store = seen.files.get(path), _data_file(domain, disk, path, seen, data)
         if file is not None and not file.exists:
+            steps += _with_data(after, disk, path, store, needed, seen)[1]
             continue
         if file is None or file.kind != "file":  # None: it is no path at all
             raise Refused("not_a_file", "%s, which is not a regular file: only files are removed, leave it out." % what)
@@ -106,8 +115,39 @@ def deletions(domain: Domain, disk: Disk, paths: Iterable[str], after: Domain, s
                 "%s, but the chain below %s cannot be read, so nobody knows who needs that file: mend it or leave %s empty."
                 % (what, ", ".join(seen.unread), option),
             )
-        steps.append(Step(DELETE, disk.target, {"path": path, "device": file.device, "inode": file.inode}))
-    return tuple(steps)
+        stays, following = _with_data(after, disk, path, store, needed, seen)
+        steps.append(Step(DELETE, disk.target, dict({"path": path, "device": file.device, "inode": file.inode}, **stays)))
+        steps += following
+    return tuple({step.detail["path"]: step for step in steps}.values())
+
+
+def _data_file(domain: Domain, disk: Disk, path: str, seen: Observed, noted: Pairs) -> Optional[str]:
+    """The data file of a layer that is or was in a chain of the disk: by the chains, by its header where its format is known, or by a note."""
+    found = dict(noted)
+    image = seen.images.get(path)
+    if image is not None and image.data_path:
+        found[path] = image.data_path
+    found.update(pair for chain in _chains(domain, disk) for pair in data_of(chain.layers))
+    return found.get(path)
+
+
+def _with_data(after: Domain, disk: Disk, path: str, data: Optional[str], needed: set, seen: Observed) -> Tuple[dict, Tuple[Step, ...]]:
+    """(why the data file of a layer that is removed stays, the step that removes it)."""
+    file = seen.files.get(data or "")
+    if data is None or (file is not None and not file.exists):
+        return {}, ()
+    user = _user(after, disk, data, seen)
+    if places_of(data, seen) & needed:
+        reason = "disk %s needs it" % disk.target
+    elif user is not None:
+        reason = "disk %s of guest %s uses it" % (user.disk, user.guest)
+    elif file is None or file.kind != "file":
+        reason = "it is no regular file"
+    elif seen.unread:
+        reason = "who needs it is not known"
+    else:
+        return {}, (Step(DELETE, disk.target, {"path": data, "device": file.device, "inode": file.inode, "of": path}),)
+    return {"stays": (data, reason)}, ()
 
 
 def _unused_elsewhere(domain: Domain, disk: Disk, path: str, seen: Observed, what: str) -> None:
@@ -115,10 +155,17 @@ def _unused_elsewhere(domain: Domain, disk: Disk, path: str, seen: Observed, wha
 
     ``domain``: the guest as it will be.
     """
+    use = _user(domain, disk, path, seen)
+    if use is not None:
+        raise Refused("in_use", "%s, which disk %s of guest %s uses: leave it out." % (what, use.disk, use.guest))
+
+
+def _user(domain: Domain, disk: Disk, path: str, seen: Observed) -> Optional[Use]:
     now, config = domain.disk(disk.target), domain.config_disk(disk.target)
     same_start = now is None or config is None or config.chain.places[:1] == now.chain.places[:1]
     places = places_of(path, seen)
     for use in seen.uses:
         own = (use.uuid, use.disk) == (domain.uuid, disk.target)
         if use.place in places and not (own and same_start):
-            raise Refused("in_use", "%s, which disk %s of guest %s uses: leave it out." % (what, use.disk, use.guest))
+            return use
+    return None

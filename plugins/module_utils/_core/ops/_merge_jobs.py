@@ -7,14 +7,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Optional, Tuple
+from typing import Iterable, Optional, Tuple
 
+from ..chain import Layer
 from ..jobs import COMPLETED, READY
 from ..model import ACTIVE_COMMIT, COMMIT, PULL, Disk, Domain, Record
 from ..plan import COMMIT as COMMIT_STEP
-from ..plan import PIVOT, WAIT, Step, Waiting
+from ..plan import DEFINE, PIVOT, WAIT, Step, Waiting
 from ..plan import PULL as PULL_STEP
 from . import _common as common
+from . import _files as files
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,15 @@ def commit_steps(how: How, domain: Domain, disk: Disk, top: int, base: int) -> T
     if not adopted:
         common.no_job(domain, disk)
         common.may_start(how.waiting, domain, disk, job)
+        leaving = disk.chain.layers[top:base]
+        merged = {"merges": tuple(layer.path for layer in leaving if layer.path), "data": files.data_of(leaving)}
         detail = {
             "job": job,
             "top": disk.address(top) if top else None,
             "base": disk.address(base),
             "bandwidth": how.bandwidth,
             "keep_relative": how.keep_relative,
-            "record": replace(common.record_for(disk, job, top, base), merges=tuple(layer.path for layer in disk.chain.layers[top:base] if layer.path)),
+            "record": replace(common.record_for(disk, job, top, base), **merged),
         }
         start = (Step(COMMIT_STEP, disk.target, detail),)
     if not how.waiting.waits:
@@ -83,3 +87,18 @@ def pull_steps(how: How, domain: Domain, disk: Disk, base: Optional[int]) -> Tup
 
 def _pull_record(disk: Disk, base: Optional[int]) -> Record:
     return common.record_for(disk, PULL, *(() if base is None else (base,)))
+
+
+def defined(disk: Disk, layers: Iterable[Layer]) -> Step:
+    """The step that lets the next start have the chain of a disk, with the data files that libvirt knew before of these layers."""
+    known = tuple(layer for layer in layers if layer.told_store is not None)
+    return Step(DEFINE, disk.target, {"known": known} if known else {})
+
+
+def after_commit(domain: Domain, disk: Disk, top: int, base: int) -> Tuple[Step, ...]:
+    """What follows the pivot to a base with a data file: libvirt (11.3) would start the guest with that file read-only, as it was below a layer."""
+    config = domain.config_disk(disk.target)
+    if top or config is None or config.chain.places[:1] != disk.chain.places[:1]:
+        return ()
+    step = defined(disk, config.chain.layers + disk.chain.layers[base:])
+    return (step,) if any(layer.place == disk.chain[base].place for layer in step.detail.get("known", ())) else ()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import posixpath
 from typing import Iterable, List, Optional, Tuple
 
-from ..chain import Chain, Layer, same_shape
+from ..chain import XML, Chain, Layer, same_shape
 from ..errors import Busy, Refused
 from ..headers import PROBED_TYPES, follow, probe_of
 from ..model import Disk, Domain, Observed, where
@@ -45,7 +45,7 @@ def idle(domain: Domain, disk: Disk, seen: Observed, work: str, waiting: Optiona
     if waiting is not None and not waiting.wait:
         raise Refused("offline_waits", "%s of %s, which no QEMU has open, is done by this very task: leave wait out, or use async." % (work.capitalize(), what))
     if not domain.bare:
-        _at_rest(domain, seen)
+        at_rest(domain, seen)
         common.writable_disk(domain, disk, work)
         if seen.bitmaps and any(target == disk.target for target, dummy in seen.bitmaps):
             raise Refused(
@@ -60,7 +60,7 @@ def idle(domain: Domain, disk: Disk, seen: Observed, work: str, waiting: Optiona
         ours(domain, disk, disk.chain.layers[:1], seen)
 
 
-def _at_rest(domain: Domain, seen: Observed) -> None:
+def at_rest(domain: Domain, seen: Observed) -> None:
     common.no_orphan(domain, seen)
     if domain.saved:
         raise Refused(
@@ -99,30 +99,45 @@ def _plain(domain: Domain, disk: Disk, layer: Layer, work: str) -> None:
         (layer.path is None or layer.type not in PROBED_TYPES, "is neither a file nor a block device"),
         (bool(layer.facts.slices), "is a slice of its image"),
         (bool(layer.facts.encryption), "is encrypted"),
-        (layer.store is not None, "has its data in a data file of its own"),
-    )
+    ) + _plain_data(layer.store)
     for wrong, reason in reasons:
         if wrong:
             how = "leave it alone" if domain.bare else "start the guest and run this task again"
             raise Refused("offline_kind", "The layer %s of %s %s, which %s offline is not made for: %s." % (layer, where(domain, disk), reason, work, how))
 
 
+def _plain_data(store: Optional[Layer]) -> tuple:
+    if store is None:
+        return ()
+    return (
+        (store.path is None or store.type not in PROBED_TYPES, "has its data in %s, which is neither a file nor a block device" % store),
+        (bool(store.facts.slices) or bool(store.facts.encryption), "has its data in %s, which is encrypted or only a part of that" % store),
+        (store.relative, "names its data file without a directory (make that absolute with qemu-img amend -o data_file=%s)" % store),
+        (store.known_from == XML, "has the data file %s in the definition, and another one or none in its header" % store),
+    )
+
+
+def with_data(layers: Iterable[Layer]) -> Tuple[Layer, ...]:
+    """The layers, and the data files of those that have one: whoever holds or writes a layer does it to both."""
+    return tuple(image for layer in layers for image in (layer, layer.store) if image is not None)
+
+
 def free(domain: Domain, disk: Disk, write: Iterable[Layer], read: Iterable[Layer], seen: Observed) -> Step:
     """The step that holds these images. Raises Busy (code in_use) where somebody holds one of them now."""
+    write, read = with_data(write), with_data(read)
     for layers, writes in ((write, True), (read, False)):
         for layer in layers:
             reason = seen.held.get((layer.path or "", writes))
             if reason is not None:
                 raise Busy("in_use", "%s is in use (%s): let that end, then run this task again." % (_of(domain, disk, layer), reason))
-    held = tuple(write) + tuple(read)
-    probes = [(layer, probe_of(layer, seen.probes)) for layer in held]
+    probes = [(layer, probe_of(layer, seen.probes)) for layer in write + read]
     names = tuple((layer, probe.image.backing) for layer, probe in probes if layer.format != "raw" and probe is not None and probe.image is not None)
-    return Step(LOCK, disk.target, {"write": tuple(write), "read": tuple(read), "names": names})
+    return Step(LOCK, disk.target, {"write": write, "read": read, "names": names})
 
 
 def ours(domain: Domain, disk: Disk, layers: Iterable[Layer], seen: Observed) -> None:
     """Refuses to write to an image that another disk, or a guest of whom this image is only asked for by itself, has in its chain."""
-    for layer in layers:
+    for layer in with_data(layers):
         places = files.places_of(layer.path or "", seen) | {layer.place}
         for use in seen.uses:
             if use.place in places and (use.uuid, use.disk) != (domain.uuid, disk.target):
@@ -256,7 +271,7 @@ def _apart(parts: List[Plan]) -> None:
         for other in parts[:number] + parts[number + 1 :]:
             made, gone = (_paths(part, action) for action in (OVERLAY, DELETE))
             written = {layer.place for step in part.steps if step.action == LOCK for layer in step.detail["write"]}
-            needed, later = (set(one[0].disks[0].chain.places) for one in (other.before, other.after))
+            needed, later = ({image.place for image in one[0].disks[0].chain.images()} for one in (other.before, other.after))
             shared = ((written | made) & (needed | _paths(other, OVERLAY))) | (gone & later)
             if shared:
                 message = "The images %s and %s have %s in common, which would be changed under one of them: leave one of them out."

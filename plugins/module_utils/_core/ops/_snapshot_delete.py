@@ -209,6 +209,8 @@ class _Work:
         self.steps += steps
         if self.wanted.how.waiting.waits or not self.domain.active:
             self.fences.append(self.steps[-1])
+        if self.wanted.how.waiting.waits and self.domain.active and one.merge == BACKWARD:
+            self.steps += jobs.after_commit(domain, disk, one.over, one.over + 1)
         self.after = with_chain(self.after, disk.target, chain)
         self.moved.append((disk.target, str(one.leaves), one.stays))
         self._done.append(one)

@@ -140,7 +140,7 @@ def uses_by_guest(seen: Observed) -> Callable[[Domain], Tuple[Use, ...]]:
 
     def of(domain: Domain) -> Tuple[Use, ...]:
         shots = (*seen.shots.get(domain.uuid, ()), *domain.noted)
-        layers = [layer for disk in domain.disks + domain.config for layer in disk.chain.layers]
+        layers = [layer for disk in domain.disks + domain.config for layer in disk.chain.images()]
         paths = [path for shot in shots for path in shot.paths] + [layer.path for layer in layers if layer.path]
         places = own.get(domain.uuid, set()) | {layer.place for layer in layers}
         for path in dict.fromkeys(paths):

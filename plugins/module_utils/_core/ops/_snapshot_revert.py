@@ -16,7 +16,8 @@ from typing import List, Optional, Tuple
 
 from ..chain import Chain, Layer, file_layer, unnamed
 from ..errors import Refused
-from ..model import Disk, Domain, Observed, Snapshot, where, with_chain, with_layers
+from ..headers import with_layers
+from ..model import Disk, Domain, Observed, Snapshot, where, with_chain
 from ..plan import OVERLAY, REVERT, Plan, Step
 from . import _base as bases
 from . import _offline as offline

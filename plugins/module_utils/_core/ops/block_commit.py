@@ -61,6 +61,7 @@ class Request:
             versions=True,
             confinement=True,
             agree=self._merged_already,
+            stores=True,
         )
 
     def _named(self) -> Tuple[str, ...]:
@@ -77,7 +78,8 @@ class Request:
 
     def _layers(self, domain: Domain) -> Tuple[str, ...]:
         disks = domain.disks if domain.bare else common.disks_named(domain, self.disk)
-        merged = [path for record in (domain.record(disk.target) for disk in disks) if record is not None for path in record.merges]
+        records = [record for record in (domain.record(disk.target) for disk in disks) if record is not None]
+        merged = [path for record in records for path in record.merges + tuple(data for dummy, data in record.data)]
         return tuple(dict.fromkeys(merged + [path for disk in disks for path in files.paths_of_layers(domain, disk)]))
 
 
@@ -135,7 +137,7 @@ def plan(wanted: Request, seen: Observed) -> Plan:
     return Plan(
         (domain,),
         (after,),
-        steps + (removals if wanted.waiting.waits else ()),
+        steps + (jobs.after_commit(domain, disk, top, base) + removals if wanted.waiting.waits else ()),
         fence=len(steps) - 1 if wanted.waiting.waits else None,
         spoils=tuple(str(layer) for layer in disk.chain.layers[top + 1 : base + 1]),
         warnings=warnings,
@@ -196,7 +198,7 @@ def _over(wanted: Request, domain: Domain, disk: Disk, record: Record, seen: Obs
     """The commit that this run was to finish is over: its layers have left the chain, or it has failed."""
     if any(("path", normal_path(path)) in disk.chain.places for path in record.merges):
         return common.ended(domain, disk, record)
-    removals = files.deletions(domain, disk, record.merges, domain, seen, "delete_merged") if wanted.delete_merged else ()
+    removals = files.deletions(domain, disk, record.merges, domain, seen, "delete_merged", record.data) if wanted.delete_merged else ()
     return Plan((domain,), (domain,), removals + (Step(FORGET, disk.target),), fence=0 if removals else None)
 
 

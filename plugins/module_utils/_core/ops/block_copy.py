@@ -13,7 +13,7 @@ from ..chain import Chain, Layer
 from ..errors import Busy
 from ..jobs import READY
 from ..model import COPY, Disk, Domain, Job, Mirror, Observed, Record, with_chain, with_disk
-from ..plan import ABORT, DEFINE, FORGET, PIVOT, WAIT, Plan, Step
+from ..plan import ABORT, FORGET, PIVOT, WAIT, Plan, Step
 from . import _common as common
 from . import _copied as copied
 from . import _copy_ends as ends
@@ -22,6 +22,7 @@ from . import _copy_start as starting
 from . import _dest as destination
 from . import _files as files
 from . import _lost as lost
+from . import _merge_jobs as jobs
 from ._copy_request import ABSENT, MIRRORED, Request
 
 CHANGES = True
@@ -115,7 +116,7 @@ def _copy(wanted: Request, domain: Domain, disk: Disk, layer: Layer, seen: Obser
     fence = len(steps) if waits else None
     if waits:
         steps += (Step(PIVOT, disk.target, dict(common.pivot_detail(layer, wanted.waiting), guards=True, keep_note=True, **_begun(wanted, record))),)
-        steps += (Step(DEFINE, disk.target),) if domain.config_disk(disk.target) is not None else ()
+        steps += (jobs.defined(disk, below.layers),) if domain.config_disk(disk.target) is not None else ()
     removals: Tuple[Step, ...] = ()
     if wanted.delete_source:
         copied.kept_inside(domain, disk, seen)

@@ -14,10 +14,11 @@ from ..errors import Refused
 from ..jobs import READY
 from ..model import ACTIVE_COMMIT, BACKUP, COPY, Disk, Domain, Job, Needs, Observed, Selection, with_chain, with_disk
 from ..pivot import cut_off
-from ..plan import ABORT, DEFINE, FORGET, PIVOT, SPEED, WAIT, Plan, Step, Waiting
+from ..plan import ABORT, FORGET, PIVOT, SPEED, WAIT, Plan, Step, Waiting
 from ..sizes import parse_bandwidth
 from . import _common as common
 from . import _lost as lost
+from . import _merge_jobs as jobs
 
 CHANGES = True
 IMAGES = False
@@ -129,7 +130,7 @@ def _pivot(wanted: Request, domain: Domain, disk: Disk, job: Job) -> Plan:
     wait = (Step(WAIT, disk.target, dict(wanted.waiting.detail(), job=job.type, until=READY)),)
     steps = (() if ready else wait) + (Step(PIVOT, disk.target, dict(common.pivot_detail(to, wanted.waiting), guards=job.type == COPY)),)
     fence = len(steps) - 1
-    steps += (Step(DEFINE, disk.target),) if _follows(domain, disk) else ()
+    steps += (jobs.defined(disk, disk.chain.layers),) if _follows(domain, disk) else ()
     notes = (Step(FORGET, disk.target),) if domain.record(disk.target) is not None else ()
     return Plan((domain,), (with_chain(domain, disk.target, chain),), steps + notes, fence=fence)
 

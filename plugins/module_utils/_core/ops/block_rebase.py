@@ -54,6 +54,7 @@ class Request:
             snapshots=True,
             doubts=True,
             bitmaps=True,
+            stores=True,
         )
 
     def _layers(self, domain: Domain) -> Tuple[str, ...]:
@@ -186,7 +187,7 @@ def _were_layers(wanted: Request, domain: Domain, disk: Disk, base: Optional[int
 
     After an earlier run nothing names the layers that left: their own headers do, which lead down to the base.
     """
-    paths = [step.detail["path"] for step in removals]
+    paths = [step.detail["path"] for step in removals if "of" not in step.detail]
     known = set(disk.chain.places) | {("path", path) for path in wanted.delete_dropped}
     for path in paths:
         if files.places_of(path, seen) & set(disk.chain.places):

@@ -64,6 +64,7 @@ class Request:
             confinement=self.deletion is not None,
             paths_of=self._paths,
             agree=self._already_back,
+            stores=True,
         )
 
     def _beside(self) -> Tuple[Tuple[str, str], ...]:

@@ -53,6 +53,7 @@ class Request:
             confinement=True,
             paths_of=deletes.paths,
             paths_with=_new_overlays,
+            stores=True,
         )
 
 
