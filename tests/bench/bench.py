@@ -20,10 +20,11 @@ from pathlib import Path
 
 from chains import SIZES, Chains, bench_fleets, bench_images
 from copies import bench_copies
+from datafiles import bench_datafiles
 from measure import PYTHON, TREE, called, module_command, module_environment, report, report_memory
 
 LAB = Path(__file__).resolve().parents[1] / "lab" / "lab"
-PARTS = ("pull", "copy", "info", "fleets", "images")
+PARTS = ("pull", "copy", "info", "fleets", "images", "datafile")
 REFERENCE = """
 import libvirt
 connection = libvirt.open("qemu:///system")
@@ -153,6 +154,8 @@ def main() -> None:
             bench_fleets(Chains(environment, scratch), options.fleets, options.pairs)
         if "images" in parts:
             bench_images(Chains(environment, scratch, (bench.enter,)), options.images, options.pairs)
+        if "datafile" in parts:
+            bench_datafiles(bench, scratch, options.pairs)
 
 
 if __name__ == "__main__":
