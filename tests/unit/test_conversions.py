@@ -57,6 +57,10 @@ class Libvirt(Timeline):
     def saved(self, handle):
         return self.kept
 
+    def drop_saved(self, handle):
+        self._told("drop_saved")
+        self.kept = False
+
     def start(self, handle, seconds):
         self._told("start", self.written if self.kept else self.defined)
         self.kept = False
@@ -257,6 +261,40 @@ def test_a_guest_that_was_started_again_or_stopped_while_it_was_saved(work, monk
     error, *complaints = work.run(work.way())
     assert isinstance(error, Moved) and complaints == []
     assert not any(call[0] == "start" for call in work.libvirt.calls)  # what somebody shut down stays off
+
+
+def test_what_a_daemon_left_that_died_while_it_saved(work, monkeypatch):
+    """The guest runs on, and the part of its memory that was written goes."""
+
+    def died(*arguments):
+        work.libvirt.kept = True
+        raise Unavailable("connection_lost", "Gone.")
+
+    monkeypatch.setattr(work.libvirt, "save", died)
+    error, *complaints = work.run(work.way())
+    assert (error.code, complaints, work.libvirt.kept) == ("connection_lost", [], False)
+    assert "drop_saved" in work.libvirt.calls and work.libvirt.noted is None
+
+
+@pytest.mark.parametrize("ends", ["started", "ended", "neither"])
+def test_a_start_that_was_cut_off(work, monkeypatch, ends):
+    """It is over when the memory is not kept any more, or the guest is off; memory that is kept beside a guest that runs on would be its next start's."""
+    work.libvirt.kept = True
+    sleep = work.host._sleep
+
+    def later(seconds):
+        sleep(seconds)
+        if ends == "started":
+            work.libvirt.kept = False
+        elif ends == "ended":
+            work.libvirt.becomes(False)
+
+    monkeypatch.setattr(work.host, "_sleep", later)
+    assert work.host._connection is work.libvirt
+    begun = work.libvirt.now
+    work.host.settle()
+    assert ("drop_saved" in work.libvirt.calls, work.libvirt.kept) == (ends == "neither", ends == "ended")
+    assert (work.libvirt.now - begun >= conversions.SETTLE_SECONDS) == (ends == "neither")
 
 
 def test_a_guest_that_is_gone_is_not_started(work):

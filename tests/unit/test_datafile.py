@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import file_layer
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain import Layer, file_layer
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.ops._datafile_request import tables
 from ansible_collections.livestorage.libvirt.plugins.module_utils._edge import datafile
 from ansible_collections.livestorage.libvirt.plugins.module_utils._edge.qemu_img import read_image
@@ -287,6 +287,23 @@ def test_an_image_that_was_used_without_its_layer(tmp_path, place):
     assert told.startswith("it shows zeros at ") and told.endswith(", where the raw image has data")
     assert datafile.BLOCK > place - int(told.split()[4].rstrip(",")) >= 0
     assert datafile.compared(path, file_layer(raw, "raw"), 60).startswith("qemu-img finds that they differ (")
+
+
+def test_whether_a_layer_shows_its_data_file(tmp_path, monkeypatch):
+    """By its tables, and by what is in the image where it shows zeros; not known where either cannot be read."""
+    raw = raw_image(tmp_path / "a.raw", MiB, (0, CLUSTER))
+    layer = Layer("file", (("file", layer_over(raw)),), "qcow2", store=file_layer(raw, "raw"))
+    assert datafile.shows(layer) is True
+    with open(raw, "r+b") as file:
+        file.seek(MiB // 2)
+        file.write(b"x")
+    assert datafile.shows(layer) is False
+    assert datafile.shows(replace(layer, store=None)) is None
+    monkeypatch.setattr(datafile, "told", lambda *dummy: None)
+    assert datafile.shows(layer) is None
+    monkeypatch.setattr(datafile, "told", lambda *dummy: [])
+    os.unlink(raw)
+    assert datafile.shows(layer) is None
 
 
 def test_bytes_that_a_layer_hides(tmp_path):

@@ -18,7 +18,14 @@ from ansible_collections.livestorage.libvirt.plugins.module_utils._core.chain im
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.domain_xml import RECORD_URI, parse_domain
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.errors import Moved
 from ansible_collections.livestorage.libvirt.plugins.module_utils._core.model import Record
-from ansible_collections.livestorage.libvirt.plugins.module_utils._core.write_xml import as_running, copy_xml, on_image, record_xml, volume_xml
+from ansible_collections.livestorage.libvirt.plugins.module_utils._core.write_xml import (
+    as_running,
+    copy_xml,
+    on_image,
+    record_xml,
+    volume_xml,
+    without_conversions,
+)
 from ansible_collections.livestorage.libvirt.tests.unit.strategies import SAFE, chains
 from ansible_collections.livestorage.libvirt.tests.unit.support import HERE, SCHEMAS
 
@@ -310,3 +317,15 @@ def test_what_says_no_more_about_a_notes_meaning():
     """The same job, started at another time."""
     one = Record("vda", "copy", "/new", "1,2", since=1, source="/old", creates="/new")
     assert one == Record("vda", "copy", "/new", "1,2") and one != Record("vda", "copy", "/new", "2,1")
+
+
+@pytest.mark.parametrize(("others", "left"), [("", None), ("<x:other xmlns:x='urn:x' disk='vda'/>", ["{urn:x}other"])])
+def test_a_migrated_guest_takes_no_note_along(others, left):
+    """Those of other programs it does; an element for notes that held only ours goes with them."""
+    uri = "https://livestorage.github.io/libvirt/datafile/1/"
+    ours = "".join("<o:datafile xmlns:o='%s%s' disk='%s' state='migrate_xml'/>" % (uri, disk, disk) for disk in ("vda", "vdb"))
+    xml = without_conversions("<domain><name>vm1</name><metadata>\n  %s%s</metadata><devices/></domain>" % (ours, others))
+    root = etree.fromstring(xml)
+    metadata = root.find("metadata")
+    assert (None if metadata is None else [one.tag for one in metadata]) == left
+    assert [one.tag for one in root if one.tag != "metadata"] == ["name", "devices"]

@@ -19,6 +19,7 @@ from .offline import follow
 
 CREATE_SECONDS = 600.0  # its tables, however big the disk
 START_SECONDS = 600.0  # a start that reads the memory of a guest
+SETTLE_SECONDS = 10.0  # a daemon that has just begun to look at its guests
 
 
 class Conversions:
@@ -154,6 +155,19 @@ class Conversions:
         self._locks.release()
         self._connection.start(handle, START_SECONDS)
         self._measure_pause()
+
+    def _settle_start(self) -> None:
+        """Wait until a start has come to its end or is undone: the memory of a guest is kept until then.
+
+        Where the daemon died meanwhile, the next one ends the half-started QEMU. One that runs on must not be started from that memory once more.
+        """
+        self._reach()
+        handle, until = self._handle(), self._clock() + SETTLE_SECONDS
+        while self._now(handle).active and self._connection.saved(handle):
+            if self._clock() >= until:
+                self._connection.drop_saved(handle)
+                return
+            self._sleep(0.2)
 
     def _measure_pause(self) -> None:
         if self._stopped_at is not None:

@@ -107,6 +107,7 @@ class Host(Steps, Waits, Pivots, Offline, Snapshots, Conversions, Backups):
         if self._opened is not None:
             with contextlib.suppress(LiveStorageError):
                 self._connection.settle()
+                self._settle_start()
 
     # READ
 

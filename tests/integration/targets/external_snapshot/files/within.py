@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Runs modules inside a lab host, as tests/faults/inside.py does (on PYTHONPATH), and strikes before a chosen step, or in the middle of qemu-img."""
+"""Runs modules inside a lab host, as tests/faults/inside.py does (on PYTHONPATH), and strikes before a chosen step or call, or in the middle of one."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ import threading
 import time
 
 import inside
+import libvirt
 
-from ansible_collections.livestorage.libvirt.plugins.module_utils._edge import host
+from ansible_collections.livestorage.libvirt.plugins.module_utils._edge import conversions, host
+
+HOLDERS = {"conversions": conversions, "domain": libvirt.virDomain}
 
 
 class Moment(inside.Fault):
     """What is to happen at one moment of a run: a ``shell`` command, then ``kill`` (daemon, module, with ``away`` as in Fault).
 
-    ``before``: an (action, disk) of a step, which is done after that unless the module was killed. Or ``work``: as soon as the file
+    ``before``: an (action, disk) of a step, which is done after that unless the module was killed. Or ``call``: the (holder, name) of a
+    function in HOLDERS, before it or, with ``delay``, so many seconds after it was begun. Or ``work``: as soon as the file
     ``grows`` has so many bytes, while the module's qemu-img writes to it. That is stopped first, and stays so, or is killed (``ends``).
     """
 
@@ -30,6 +34,9 @@ class Moment(inside.Fault):
         if "work" in self.spec:
             self.thread = threading.Thread(target=self.lie_in_wait, daemon=True)
             self.thread.start()
+            return
+        if "call" in self.spec:
+            self.watch(HOLDERS[self.spec["call"][0]], self.spec["call"][1])
             return
         action, disk = self.spec["before"]
         do = host.Host.do
@@ -41,8 +48,23 @@ class Moment(inside.Fault):
 
         host.Host.do = watched
 
+    def watch(self, holder, name: str) -> None:
+        call = getattr(holder, name)
+
+        def watched(*arguments, **more):
+            if not self.struck.is_set() and "delay" not in self.spec:
+                self.strike()
+            elif not self.struck.is_set():
+                self.struck.set()
+                self.thread = threading.Thread(target=self.strike, args=(self.spec["delay"],))
+                self.thread.start()
+            return call(*arguments, **more)
+
+        setattr(holder, name, watched)
+
     def strike(self, delay: float = 0.0) -> None:
         self.struck.set()
+        time.sleep(delay)
         if self.spec.get("shell"):
             subprocess.run(self.spec["shell"], check=True, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         self.kill()
