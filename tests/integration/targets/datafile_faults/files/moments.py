@@ -24,17 +24,17 @@ STEPS = {
 }
 # What is inside of the steps metadata and adopt: functions of conversions.
 PARTS = ("create", "follow", "mark_holes", "stand_over", "differs", "checked")
-CALLS = ("managedSave", "create")  # in the middle of what libvirt does for save and restart
+CALLS = {"saving": "managedSave", "starting": "create"}  # in the middle of what libvirt does for save and restart
 WHOLE = ("redefine", "resave")  # the steps over several disks
 # What comes after the fence; a layer over an image of a guest that is off can be taken away again.
 DONE = {("saved", "present"): ("unnote",), ("saved", "absent"): ("delete", "unnote"), ("offline", "present"): (), ("offline", "absent"): ("delete", "unnote")}
 OTHER = {"present": "absent", "absent": "present"}
 # In an order in which most find the guest as the one before has left it.
 SHORT = [
-    ("saved", "present", "managedSave", "same"),
+    ("saved", "present", "saving", "same"),
     ("saved", "absent", "resave", "booted"),
     ("saved", "present", "restart", "opposite"),
-    ("saved", "present", "managedSave"),
+    ("saved", "present", "saving"),
     ("saved", "present", "redefine", "started"),
     ("offline", "absent", "delete", "opposite"),
     ("saved", "absent", "restart"),
@@ -65,7 +65,7 @@ def task(disk: Converted, wanted: str) -> dict:
 
 def fault(step: str, signal: str) -> dict:
     moment = {"call": ["conversions", step]} if step in PARTS else {"before": [step, None if step in WHOLE else "vda"]}
-    moment = {"call": ["domain", step], "delay": 0.1} if step in CALLS else moment
+    moment = {"call": ["domain", CALLS[step]], "delay": 0.1} if step in CALLS else moment
     return dict(moment, kill={"module": signal})
 
 
@@ -108,7 +108,7 @@ def settled(stage: Stage, disk: Converted) -> None:
 def ended(stage: Stage, method: str, wanted: str, step: str) -> None:
     disk = ready(stage, method, wanted)
     result = stage.call(fault=fault(step, "TERM"), **task(disk, wanted))
-    over = step in DONE[method, wanted] or (step == "create" and result["changed"])  # a start that goes on may have come to its end
+    over = step in DONE[method, wanted] or (step == "starting" and result["changed"])  # a start that goes on may have come to its end
     same((result.get("code"), result["rolled_back"], result["changed"]), ("interrupted", not over, over), "what it says", result)
     same(state(stage, NAME), "running" if method == "saved" else "shut off", "the guest", result)
     if not over:
