@@ -73,7 +73,6 @@ class LayerReport:
             found["node_name"] = next((self._nodes[name] for name in ("libvirt-%s-format" % index, "libvirt-%s-storage" % index) if name in self._nodes), None)
         return found
 
-
     def _allocated(self, layer: Layer, own: Optional[int]) -> Optional[int]:
         """With what the data file holds."""
         if layer.store is None or own is None:

@@ -131,4 +131,5 @@ def dies(call: str, delay: float):
 
 
 STORIES = [full, appears, unsaved, unstarted, locked, destroyed] + ([replaced, helped] if LONG else [])
-STORIES += [dies(call, delay) for call in ("managedSave", "create") for delay in ((0.02, 0.1, 0.3) if LONG else (0.1,))]
+# What libvirt 9.0 leaves of a start that its daemon died in depends on the moment, and it may hang on it: nothing for every run.
+STORIES += [dies(call, delay) for call in ("managedSave", "create") for delay in (0.02, 0.1, 0.3)] if LONG else [dies("managedSave", 0.1)]
