@@ -62,7 +62,7 @@ class Request:
             bare=tuple(bare),
             doubts=True,
             versions=True,
-            kept=Asked(dirty=self.since is not None, measure=self._measure if self.state == PRESENT and self.mode == PUSH else None),
+            kept=Asked(self.since is not None or self.checkpoint is not None, self._measure if self.state == PRESENT and self.mode == PUSH else None),
         )
 
     def _measure(self, domain: Domain) -> List[Tuple[str, Tuple[Layer, ...], str]]:

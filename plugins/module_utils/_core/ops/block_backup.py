@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import List, Optional, Sequence, Tuple
 
-from ..backups import PULLED, PUSH, Backup, Kept, lines, same_backup
+from ..backups import BROKEN, PULLED, PUSH, Backup, Kept, lines, same_backup
 from ..errors import Busy
 from ..headers import probe_of
 from ..model import BACKUP, Disk, Domain, Observed, Record, with_disk
@@ -126,9 +126,15 @@ def _outcome(backup: Backup, kept: Kept, seen: Observed) -> str:
 
 
 def _there(wanted: Request, disks: Sequence[Disk], kept: Kept, seen: Observed) -> bool:
-    """Was this backup done before? So it was where its checkpoint exists, with just these disks, and every target is an image as asked for."""
+    """Was this backup done before? So it was where its checkpoint exists, with just these disks, and every target is an image as asked for.
+
+    Not where the bitmaps of the checkpoint are broken: a QEMU that died in the push leaves both, and an image that is not whole.
+    """
     found = kept.checkpoint(wanted.checkpoint)
-    if found is None or sorted(found.targets) != sorted(disk.target for disk in disks) or not seen.local:
+    targets = [disk.target for disk in disks]
+    if found is None or sorted(found.targets) != sorted(targets) or not seen.local:
+        return False
+    if any(found.condition(target, targets) == BROKEN for target in targets):
         return False
     for item in wanted.items:
         probe = probe_of(item.place, seen.probes) if item.place is not None else None
