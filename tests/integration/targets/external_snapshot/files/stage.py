@@ -159,7 +159,8 @@ class Stage(scene.Scene):
         return {disk: self.below(found[0]) for disk, found in self.paths(guest).items() if found[0].startswith("/")}
 
     def below(self, path: str) -> list:
-        format = "raw" if path.endswith(".raw") or path.startswith("/dev/") else "qcow2"
+        device = path.startswith("/dev/") and self.shell("head -c 3 %s | tr -cd A-Z" % path) != "QFI"
+        format = "raw" if path.endswith(".raw") or device else "qcow2"
         told = self.shell("qemu-img info -U --backing-chain -f %s --output json %s" % (format, path))
         return [plain(one["filename"]) for one in json.loads(told)]
 

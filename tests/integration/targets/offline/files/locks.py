@@ -106,7 +106,10 @@ def two_runs(stage: Stage) -> None:
     run = {"module": "block_commit", "args": {"images": bare[:1], "format": "qcow2", "base": bare[1], "bandwidth": "16MiB"}}
     results = [one["result"] for one in stage.ask("race", runs=[run, run])["answers"]]
     codes = sorted(one.get("code", "done") for one in results)
-    true(codes in (["done", "in_use"], ["done", "moved"]), "one has done it", {"results": results})
+    changed = sorted(one["changed"] for one in results)
+    # On a busy machine the second one may begin when the first is at its end.
+    right = codes in (["done", "in_use"], ["done", "moved"]) or (codes, changed) == (["done", "done"], [False, True])
+    true(right, "one has done it", {"results": results})
     same(stage.content(*bare), content * 2, "the contents")
 
 
